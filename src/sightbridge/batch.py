@@ -1,0 +1,53 @@
+"""The one batch type: everything before a model produces it, every model takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of positions that are not a target (the value PyTorch's cross entropy ignores)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of text and the N pictures they hold, rows in order, pictures of a row in order.
+
+    Shapes (L = padded length, T = image tokens per picture, Ld = padded decoder length):
+
+    - ``input_ids`` (B, L) int64. Image slots hold the padding id; they are never looked up.
+    - ``attention_mask`` (B, L) int64, 1 on real positions (text and image slots), 0 on padding.
+    - ``image_slots`` (B, L) bool, true where an image token goes; each picture takes T slots in a row.
+    - ``images_per_row`` (B,) int64, pictures of each row; sums to N.
+    - ``pixel_values`` (N, 3, H, W) float, normalised, **or** ``image_features`` (N, S, C), the output of a frozen
+      vision tower computed beforehand (S positions, C channels). Both ``None`` when the batch has no picture.
+    - ``labels``: decoder-only (B, L), aligned with ``input_ids`` (not shifted); encoder-decoder (B, Ld), the decoder's
+      targets. ``IGNORE_INDEX`` where there is nothing to predict. ``None`` when only generating.
+    - ``n_target_tokens``: how many labels are targets *and have a prediction* (a decoder-only model predicts
+      position i from i-1, so a target at position 0 has none).
+    - ``ids``: B record identifiers, for messages.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    image_slots: Tensor
+    images_per_row: Tensor
+    pixel_values: Tensor | None = None
+    image_features: Tensor | None = None
+    labels: Tensor | None = None
+    n_target_tokens: int = 0
+    ids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Move every tensor to ``device``; floating tensors also to ``dtype`` if one is given."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, dtype if value.is_floating_point() else None)
+        return replace(self, **moved)

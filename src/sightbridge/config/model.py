@@ -1,0 +1,107 @@
+"""Settings of a model: vision tower, connector, language model, prompt template, image transform."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from sightbridge.config.base import Settings
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Channel means of CLIP's training images, used by every CLIP, EVA and BLIP tower (openai/CLIP)."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel standard deviations that belong to ``CLIP_MEAN``."""
+
+
+class PartSource(Settings):
+    """Where a pretrained part comes from: a folder or hub name, or a configuration for random weights."""
+
+    source: str | None = Field(
+        None, description="folder, hub name, or 'embedded:NAME' for a parent shipped in the package"
+    )
+    config: dict[str, Any] | None = Field(
+        None, description="Hugging Face configuration (with 'model_type') to build with random weights"
+    )
+    dtype: Dtype = Field("float32", description="type the weights are held in")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PartSource:
+        if (self.source is None) == (self.config is None):
+            raise ValueError("give exactly one of 'source' (pretrained weights) and 'config' (random weights)")
+        return self
+
+
+class VisionTowerSettings(PartSource):
+    """A Hugging Face vision model and which of its hidden states become features."""
+
+    layers: list[int] | Literal["output"] = Field(
+        "output",
+        description="hidden states to take, concatenated on channels (0 = embeddings, negative from the end, no final "
+        "norm applied); 'output' = the model's own output, final norm included",
+    )
+    class_token: Literal["keep", "drop"] = Field("keep", description="keep or drop CLS (and register) positions")
+    image_size: int | None = Field(None, ge=1, description="side in pixels, if other than the tower was made for")
+
+
+class ConnectorSettings(Settings):
+    """The bridge. ``kind`` names it in ``models.connectors``; all other keys are options of that kind.
+
+    The options are checked against the kind's own settings class, so adding a connector touches one file.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field("mlp", description="linear, mlp, qformer, or a registered name")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every key but ``kind``."""
+        return dict(self.model_extra or {})
+
+
+class LanguageModelSettings(PartSource):
+    """Any ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM``; which of the two is read from its configuration."""
+
+    tokenizer: str | None = Field(None, description="folder or hub name of the tokenizer, if not beside the weights")
+    tokenizer_legacy: bool | None = Field(None, description="'legacy' flag of SentencePiece tokenizers, if not default")
+
+
+class ImageSettings(Settings):
+    """How a picture becomes pixels. Resizing is Pillow's bicubic, as in every seed system."""
+
+    size: int = Field(224, ge=1, description="side of the square the tower sees, in pixels")
+    fit: Literal["squash", "crop", "pad"] = Field(
+        "squash",
+        description="squash: resize to the square, ignoring the aspect ratio (BLIP); crop: resize the shorter side, "
+        "centre crop (CLIP); pad: first pad to a square with the mean colour (LLaVA)",
+    )
+    mean: tuple[float, float, float] = Field(CLIP_MEAN, description="subtracted per channel, after scaling to 0..1")
+    std: tuple[float, float, float] = Field(CLIP_STD, description="divided by per channel")
+    augment: Literal["none", "crop_flip", "crop"] = Field(
+        "none", description="training only: random resized crop, with or without horizontal flip"
+    )
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="share of the area that a random crop keeps")
+
+
+class PromptSettings(Settings):
+    """Prompt template by name, and the switches that keep a released model's quirks."""
+
+    template: str = Field(..., description="name of a prompt template, or 'hf' for the tokenizer's own chat template")
+    system: str | None = Field(None, description="system text in place of the template's own")
+    switches: dict[str, bool] = Field(
+        default_factory=dict, description="named quirks of released weights, see docs/templates.md"
+    )
+    max_length: int | None = Field(None, ge=1, description="longest row in tokens, image slots included")
+
+
+class ModelSettings(Settings):
+    """A whole model: three parts, how its prompts are written, how its pictures are prepared."""
+
+    vision_tower: VisionTowerSettings
+    connector: ConnectorSettings
+    language_model: LanguageModelSettings
+    prompt: PromptSettings
+    image: ImageSettings = Field(default_factory=ImageSettings)
