@@ -1,0 +1,64 @@
+"""LLaVA's conversation rows (haotian-liu/LLaVA; also ViP-LLaVA's ordinary rows and CLIP-FlanT5's).
+
+    {"id": "000001", "image": "coco/train2017/000001.jpg",
+     "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}]}
+
+``image`` may be a list, or absent for a row of text alone; ``id`` may be a number, or absent (then the row's number).
+Every turn is kept as it is, a first turn from ``gpt`` included: what a template cannot say, it refuses itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sightbridge.data.readers.rows import Row, find_image, read_rows, take, take_texts
+from sightbridge.data.record import Record
+from sightbridge.errors import DataError, nearest
+from sightbridge.text.turns import IMAGE_MARKER, Role, Turn
+
+ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def read_llava(path: Path, images_folder: Path) -> Iterator[Record]:
+    """Yield a record for every row of ``path``; relative pictures are looked up in ``images_folder``.
+
+    Raises ``DataError`` naming file, row and key for a row that is not in the format above, or whose number of
+    ``<image>`` markers differs from its number of pictures.
+    """
+    for number, where, row in read_rows(path):
+        has_image = row.get("image") is not None
+        names = take_texts(row, "image", where, "a file name or a list of them") if has_image else []
+        has_id = row.get("id") is not None
+        record = Record(
+            id=str(take(row, "id", (str, int), where, "a text or a number")) if has_id else f"{path.stem}-{number}",
+            images=tuple(find_image(name, images_folder) for name in names),
+            turns=_read_turns(row, where),
+            where=where,
+        )
+        if record.count_markers() != len(record.images):
+            raise DataError(
+                f"{where}: the number of pictures in 'image' is {len(record.images)}, that of '{IMAGE_MARKER}' markers "
+                f"in 'conversations' is {record.count_markers()}. Give one marker for every picture."
+            )
+        yield record
+
+
+def _read_turns(row: Row, where: str) -> tuple[Turn, ...]:
+    messages = take(row, "conversations", (list,), where, "a list of {'from', 'value'} objects")
+    if not messages:
+        raise DataError(f"{where}, key 'conversations': expected at least one turn, got an empty list.")
+    return tuple(_read_turn(message, f"{where}, turn {n}") for n, message in enumerate(messages, start=1))
+
+
+def _read_turn(message: Any, where: str) -> Turn:
+    if not isinstance(message, dict):
+        raise DataError(f"{where}: expected an object {{'from', 'value'}}, got {message!r}.")
+    speaker = take(message, "from", (str,), where, f"one of {', '.join(ROLES)}")
+    if speaker not in ROLES:
+        known = ", ".join(ROLES)
+        raise DataError(
+            f"{where}, key 'from': expected one of {known}, got '{speaker}'.{nearest(speaker, list(ROLES))}"
+        )
+    return Turn(ROLES[speaker], take(message, "value", (str,), where, "a text"))
