@@ -12,22 +12,23 @@ from sightbridge.config.base import Settings
 class SourceSettings(Settings):
     """One annotation file and the folder its pictures are in."""
 
-    format: str = Field(..., description="name of a reader: llava, coco_caption, ...")
-    path: str = Field(..., description="annotation file, relative to data.root")
-    images: str | None = Field(None, description="folder of the pictures, relative to data.root")
-    limit: int | None = Field(None, ge=1, description="read only the first so many records")
+    format: str = Field(description="name of a reader: llava, coco_caption, ...")
+    path: str = Field(description="annotation file, relative to data.root")
+    images: str | None = Field(default=None, description="folder of the pictures, relative to data.root")
+    limit: int | None = Field(default=None, ge=1, description="read only the first so many records")
 
 
 class DataSettings(Settings):
     """What is trained and validated on."""
 
-    root: str = Field(".", description="folder that relative paths start from")
+    root: str = Field(default=".", description="folder that relative paths start from")
     train: list[SourceSettings] = Field(default_factory=list, description="sources, concatenated in order")
-    validation: list[SourceSettings] = Field(default_factory=list)
+    validation: list[SourceSettings] = Field(default_factory=list, description="sources, as in train")
     no_target: Literal["error", "skip"] = Field(
-        "error", description="a record without a single target token stops the run, or is skipped, counted and listed"
+        default="error",
+        description="a record without a single target token stops the run, or is skipped, counted and listed",
     )
-    workers: int = Field(0, ge=0, description="processes that open pictures; 0 = in the training process")
+    workers: int = Field(default=0, ge=0, description="processes that open pictures; 0 = in the training process")
     keep_features: bool = Field(
-        False, description="run the frozen vision tower once per picture and keep its output in memory"
+        default=False, description="run the frozen vision tower once per picture and keep its output in memory"
     )

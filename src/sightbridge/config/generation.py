@@ -10,15 +10,19 @@ from sightbridge.config.base import Settings
 class GenerationSettings(Settings):
     """How an answer is produced. Lengths count new tokens only; the default is greedy."""
 
-    max_new_tokens: int = Field(64, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    num_beams: int = Field(1, ge=1, description="1 = no beam search")
-    length_penalty: float = Field(1.0, description="beam search: above 1 favours long, below favours short answers")
-    num_answers: int = Field(1, ge=1, description="answers per prompt (beam search or sampling)")
-    sample: bool = Field(False, description="draw tokens instead of taking the likeliest")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 = no limit")
-    repetition_penalty: float = Field(1.0, gt=0)
-    seed: int | None = Field(None, description="of sampling")
+    max_new_tokens: int = Field(default=64, ge=1, description="an answer is cut after so many tokens")
+    min_new_tokens: int = Field(default=0, ge=0, description="an answer does not end before so many tokens")
+    num_beams: int = Field(default=1, ge=1, description="1 = no beam search")
+    length_penalty: float = Field(
+        default=1.0, description="beam search: above 1 favours long, below favours short answers"
+    )
+    num_answers: int = Field(default=1, ge=1, description="answers per prompt (beam search or sampling)")
+    sample: bool = Field(default=False, description="draw tokens instead of taking the likeliest")
+    temperature: float = Field(default=1.0, gt=0, description="sampling: below 1 sharpens, above 1 flattens")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sampling: from the likeliest tokens that hold this probability"
+    )
+    top_k: int = Field(default=0, ge=0, description="sampling: from so many likeliest tokens; 0 = no limit")
+    repetition_penalty: float = Field(default=1.0, gt=0, description="above 1 makes tokens already written less likely")
+    seed: int | None = Field(default=None, description="of sampling")
     stop: list[str] = Field(default_factory=list, description="an answer ends before the first of these texts")

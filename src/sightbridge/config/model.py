@@ -20,12 +20,12 @@ class PartSource(Settings):
     """Where a pretrained part comes from: a folder or hub name, or a configuration for random weights."""
 
     source: str | None = Field(
-        None, description="folder, hub name, or 'embedded:NAME' for a parent shipped in the package"
+        default=None, description="folder, hub name, or 'embedded:NAME' for a parent shipped in the package"
     )
     config: dict[str, Any] | None = Field(
-        None, description="Hugging Face configuration (with 'model_type') to build with random weights"
+        default=None, description="Hugging Face configuration (with 'model_type') to build with random weights"
     )
-    dtype: Dtype = Field("float32", description="type the weights are held in")
+    dtype: Dtype = Field(default="float32", description="type the weights are held in")
 
     @model_validator(mode="after")
     def _one_origin(self) -> PartSource:
@@ -38,12 +38,16 @@ class VisionTowerSettings(PartSource):
     """A Hugging Face vision model and which of its hidden states become features."""
 
     layers: list[int] | Literal["output"] = Field(
-        "output",
+        default="output",
         description="hidden states to take, concatenated on channels (0 = embeddings, negative from the end, no final "
         "norm applied); 'output' = the model's own output, final norm included",
     )
-    class_token: Literal["keep", "drop"] = Field("keep", description="keep or drop CLS (and register) positions")
-    image_size: int | None = Field(None, ge=1, description="side in pixels, if other than the tower was made for")
+    class_token: Literal["keep", "drop"] = Field(
+        default="keep", description="keep or drop CLS (and register) positions"
+    )
+    image_size: int | None = Field(
+        default=None, ge=1, description="side in pixels, if other than the tower was made for"
+    )
 
 
 class ConnectorSettings(Settings):
@@ -54,7 +58,7 @@ class ConnectorSettings(Settings):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kind: str = Field("mlp", description="linear, mlp, qformer, or a registered name")
+    kind: str = Field(default="mlp", description="linear, mlp, qformer, or a registered name")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,36 +69,44 @@ class ConnectorSettings(Settings):
 class LanguageModelSettings(PartSource):
     """Any ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM``; which of the two is read from its configuration."""
 
-    tokenizer: str | None = Field(None, description="folder or hub name of the tokenizer, if not beside the weights")
-    tokenizer_legacy: bool | None = Field(None, description="'legacy' flag of SentencePiece tokenizers, if not default")
+    tokenizer: str | None = Field(
+        default=None, description="folder or hub name of the tokenizer, if not beside the weights"
+    )
+    tokenizer_legacy: bool | None = Field(
+        default=None, description="'legacy' flag of SentencePiece tokenizers, if not default"
+    )
 
 
 class ImageSettings(Settings):
     """How a picture becomes pixels. Resizing is Pillow's bicubic, as in every seed system."""
 
-    size: int = Field(224, ge=1, description="side of the square the tower sees, in pixels")
+    size: int = Field(default=224, ge=1, description="side of the square the tower sees, in pixels")
     fit: Literal["squash", "crop", "pad"] = Field(
-        "squash",
+        default="squash",
         description="squash: resize to the square, ignoring the aspect ratio (BLIP); crop: resize the shorter side, "
         "centre crop (CLIP); pad: first pad to a square with the mean colour (LLaVA)",
     )
-    mean: tuple[float, float, float] = Field(CLIP_MEAN, description="subtracted per channel, after scaling to 0..1")
-    std: tuple[float, float, float] = Field(CLIP_STD, description="divided by per channel")
-    augment: Literal["none", "crop_flip", "crop"] = Field(
-        "none", description="training only: random resized crop, with or without horizontal flip"
+    mean: tuple[float, float, float] = Field(
+        default=CLIP_MEAN, description="subtracted per channel, after scaling to 0..1"
     )
-    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="share of the area that a random crop keeps")
+    std: tuple[float, float, float] = Field(default=CLIP_STD, description="divided by per channel")
+    augment: Literal["none", "crop_flip", "crop"] = Field(
+        default="none", description="training only: random resized crop, with or without horizontal flip"
+    )
+    crop_scale: tuple[float, float] = Field(
+        default=(0.5, 1.0), description="share of the area that a random crop keeps"
+    )
 
 
 class PromptSettings(Settings):
     """Prompt template by name, and the switches that keep a released model's quirks."""
 
-    template: str = Field(..., description="name of a prompt template, or 'hf' for the tokenizer's own chat template")
-    system: str | None = Field(None, description="system text in place of the template's own")
+    template: str = Field(description="name of a prompt template, or 'hf' for the tokenizer's own chat template")
+    system: str | None = Field(default=None, description="system text in place of the template's own")
     switches: dict[str, bool] = Field(
         default_factory=dict, description="named quirks of released weights, see docs/templates.md"
     )
-    max_length: int | None = Field(None, ge=1, description="longest row in tokens, image slots included")
+    max_length: int | None = Field(default=None, ge=1, description="longest row in tokens, image slots included")
 
 
 class ModelSettings(Settings):
@@ -104,4 +116,4 @@ class ModelSettings(Settings):
     connector: ConnectorSettings
     language_model: LanguageModelSettings
     prompt: PromptSettings
-    image: ImageSettings = Field(default_factory=ImageSettings)
+    image: ImageSettings = ImageSettings()

@@ -1,0 +1,35 @@
+"""The recipes shipped in the package, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sightbridge.errors import SettingsError, nearest
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+"""Folder of the shipped recipes; ``tiny/random.yaml`` in it has the name ``tiny/random``."""
+
+
+def recipe_names() -> list[str]:
+    """Names of all shipped recipes, sorted."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def find_recipe(name: str, beside: Path | None = None) -> Path:
+    """File of a shipped recipe or a path; relative paths start from the folder ``beside`` if one is given.
+
+    Raises:
+        SettingsError: there is no such recipe or file; the message names the nearest recipe.
+    """
+    names = recipe_names()
+    if name in names:
+        return RECIPES / f"{name}.yaml"
+    path = (beside or Path()) / Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml", ".json"):
+        raise SettingsError(f"recipe file '{path}' does not exist")
+    raise SettingsError(
+        f"unknown recipe '{name}'.{nearest(name, names)} 'sightbridge recipes' lists them; "
+        "a file of your own ends in .yaml"
+    )
