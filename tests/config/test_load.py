@@ -228,7 +228,7 @@ def test_later_checks_are_located(minimal: Path) -> None:
     with pytest.raises(SettingsError) as caught, loaded.locating(), loaded.locating():
         raise SettingsError("model.connector.depth is unknown", key="model.connector.depth")
     assert str(caught.value) == f"{minimal}:3: model.connector.depth is unknown"
-    with pytest.raises(SettingsError, match="^no key$"), loaded.locating():
+    with pytest.raises(SettingsError, match=r"^no key$"), loaded.locating():
         raise SettingsError("no key")
 
 

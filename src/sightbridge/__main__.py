@@ -1,0 +1,6 @@
+"""``python -m sightbridge`` is the command line."""
+
+from sightbridge.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The command line's frame: the table of verbs, and how mistakes are shown.
+
+A verb is a function in a file of its own (``train`` in ``cli/train.py``), or a ``typer.Typer`` of sub-verbs
+(``inspect``). To add one, write the file and name it in ``VERBS``. Verb files import torch, transformers and our heavy
+rooms inside their functions only, so that ``sightbridge --help`` and tab completion stay quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from sightbridge.cli import inspect, recipes, version
+from sightbridge.cli.console import print_error, use_utf8
+from sightbridge.errors import SightbridgeError
+
+VERBS: dict[str, Callable[..., None] | typer.Typer] = {
+    "recipes": recipes.recipes,
+    "inspect": inspect.app,
+    "version": version.version,
+}
+"""Every verb, in the order of the help page."""
+
+
+class _InOrder(TyperGroup):
+    """Typer lists groups of verbs after all verbs; we list them as in ``VERBS``."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return list(VERBS)
+
+
+def build_app() -> typer.Typer:
+    """The application with all verbs."""
+    app = typer.Typer(
+        cls=_InOrder,
+        name="sightbridge",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(sightbridge)
+    for name, verb in VERBS.items():
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=name)
+        else:
+            app.command(name)(verb)
+    return app
+
+
+def sightbridge(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=version.print_version)
+    ] = False,
+) -> None:
+    """Give any language model sight by training only the bridge.
+
+    \b
+    Examples:
+      sightbridge recipes                       what can be trained
+      sightbridge inspect recipe tiny/random    what a recipe sets, and what that means
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 an error, 2 a wrong command, 130 interrupted.
+
+    Typer itself ends quietly when it is interrupted or when the reader of a pipe has seen enough.
+    """
+    use_utf8()
+    arguments, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        build_app()(args=arguments, prog_name="sightbridge")
+    except SightbridgeError as error:
+        _fail(str(error), debug)
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        again = "" if debug else " (unexpected; add --debug to the command to see where it comes from)"
+        _fail(f"{type(error).__name__}: {first_line}{again}", debug)
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Take ``--debug`` out, wherever it stands before a ``--``, so that it can be appended to a failed command."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [argument for argument in arguments[:end] if argument != "--debug"]
+    return kept + arguments[end:], len(kept) < end
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print_error(message)
+    sys.exit(1)

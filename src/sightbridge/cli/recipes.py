@@ -1,0 +1,48 @@
+"""``sightbridge recipes``: what can be trained."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from sightbridge.cli.console import new_table, show_table
+from sightbridge.errors import SettingsError
+
+
+def recipes(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WORD",
+            help="Show only recipes with all these words in their name, description or hardware.",
+            show_default=False,
+        ),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipe files instead, for your editor.")
+    ] = False,
+) -> None:
+    """List the recipes that ship with sightbridge.
+
+    \b
+    Examples:
+      sightbridge recipes
+      sightbridge recipes tiny cpu
+      sightbridge recipes --schema > recipe.schema.json
+    """
+    from sightbridge.config.load import load_recipe, recipe_names, recipe_schema
+
+    if schema:
+        typer.echo(json.dumps(recipe_schema(), indent=2))
+        return
+    table = new_table("recipe", "description", "hardware")
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        row = (name, recipe.description, recipe.hardware)
+        if all(word.lower() in " ".join(row).lower() for word in words or []):
+            table.add_row(*row)
+    if not table.row_count:
+        raise SettingsError(f"no recipe matches '{' '.join(words or [])}'; 'sightbridge recipes' lists all")
+    show_table(table)
