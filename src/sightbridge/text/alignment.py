@@ -1,0 +1,97 @@
+"""Which tokens of a text stand for which of its characters: exact, or an error.
+
+Target masks follow from this in one pass. Nothing is tokenised twice to count, which is how masks get lost elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sightbridge.errors import DataError
+
+Span = tuple[int, int]
+
+
+def tokenise_with_mask(tokenizer: Any, parts: Sequence[tuple[str, bool]], where: str) -> tuple[list[int], list[bool]]:
+    """Tokenise the concatenated texts of ``parts`` once, without special tokens; each part is (text, is_target).
+
+    Returns the ids and, per id, whether it is a target: a token is one if it holds a target character other than
+    white space, or, for a token of white space alone, any target character. So a word's token that took over the
+    space in front of it counts with the word, whichever side of the border that space is on.
+
+    Raises ``DataError`` naming ``where`` if the characters behind the tokens cannot be found for certain.
+    """
+    text = "".join(part for part, _ in parts)
+    kinds = {is_target for part, is_target in parts if part}
+    if len(kinds) < 2:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids, [True in kinds] * len(ids)
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = encoded["input_ids"]
+        spans = [tuple(span) for span in encoded["offset_mapping"]]
+        if any(start == end for start, end in spans):
+            spans = _undo_trimming(spans, tokenizer.convert_ids_to_tokens(ids), text)
+    else:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        spans = _spans_by_decoding(tokenizer, ids, text, where)
+    targets = [is_target for part, is_target in parts for _ in part]
+    return ids, [_is_target(text, targets, span) for span in spans]
+
+
+def _is_target(text: str, targets: list[bool], span: Span) -> bool:
+    positions = range(*span)
+    words = [i for i in positions if not text[i].isspace()]
+    return any(targets[i] for i in words or positions)
+
+
+def _undo_trimming(spans: Sequence[Span], tokens: list[str], text: str) -> list[Span]:
+    """Spans before a byte-level post-processor trimmed them.
+
+    With ``trim_offsets`` (GPT-2, RoBERTa, many Llama-3 style files) a token's outer spaces, ``Ġ`` in its name, are cut
+    off its span, and a token of spaces alone is left with an empty one. A token that has no character at all, such as
+    a word boundary put in front by a normaliser, is counted with the character that follows it.
+    """
+    whole: list[Span] = []
+    position = 0
+    for (start, end), token in zip(spans, tokens, strict=True):
+        trailing = len(token) - len(token.rstrip("Ġ"))
+        if start < end:
+            whole.append((start, end))
+            after = end + trailing
+            position = after if text[end:after] == " " * trailing else end
+        elif token and set(token) == {"Ġ"} and text.startswith(" " * len(token), position):
+            whole.append((position, position + len(token)))
+            position += len(token)
+        else:
+            whole.append((position, min(position + 1, len(text))))
+    return whole
+
+
+def _spans_by_decoding(tokenizer: Any, ids: list[int], text: str, where: str) -> list[Span]:
+    """Spans for a tokenizer without offsets: decode ever longer beginnings and see how far into the text they reach."""
+
+    def decode(count: int) -> str:
+        return tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    # SentencePiece swallows leading white space; anything else that decoding loses makes the mask uncertain.
+    whole = decode(len(ids))
+    offset = len(text) - len(whole)
+    if offset < 0 or text[offset:] != whole or text[:offset].strip():
+        raise DataError(
+            f"{where}: this tokenizer gives no character offsets and does not decode to the text it was given, so the "
+            f"tokens to learn cannot be found for certain ({text[:60]!r} became {whole[:60]!r}); use a fast tokenizer"
+        )
+    spans: list[Span] = []
+    start = 0
+    for count in range(1, len(ids) + 1):
+        # The first bytes of a character that takes several tokens decode to the replacement character.
+        decoded = decode(count).rstrip("\ufffd") if count < len(ids) else whole
+        if not whole.startswith(decoded):
+            raise DataError(f"{where}: this tokenizer gives no character offsets and decodes the beginning of a text "
+                            "in another way than the whole; use a fast tokenizer")  # fmt: skip
+        end = max(start, offset + len(decoded)) if decoded else start
+        spans.append((start, min(max(end, start + 1), len(text))))
+        start = end
+    return spans

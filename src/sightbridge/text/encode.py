@@ -1,0 +1,212 @@
+"""Pieces to token ids, image slots and labels, in one pass: every stretch of text is tokenised exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sightbridge.errors import DataError
+from sightbridge.text.alignment import tokenise_with_mask
+from sightbridge.text.render import Piece, Rendered
+
+IGNORE_INDEX = -100
+"""Label of positions that are not a target. The same value as ``sightbridge.batch.IGNORE_INDEX``, which needs torch."""
+
+
+class NoTargetError(DataError):
+    """A record leaves the model nothing to learn. Skip it and count it, or stop; never train on it."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row, as plain lists of equal length where not said otherwise.
+
+    - ``input_ids``: the row (the encoder's row of an encoder-decoder template). Image slots hold the padding id, or 0
+      if there is none; they are never looked up.
+    - ``image_slots``: true where an image token goes; every picture takes ``tokens_per_image`` slots in a row.
+    - ``labels``: decoder-only: aligned with ``input_ids`` and not shifted, ``IGNORE_INDEX`` outside targets.
+      Encoder-decoder: the ids the decoder must write, EOS included, a list of its own length (the model shifts them to
+      get the decoder's input); empty for a prompt.
+    - ``images``: pictures in the row. ``truncated``: positions cut off for the greatest length, labels included.
+    - ``n_target_tokens``: targets that have a prediction (decoder-only: position 0 has none).
+    """
+
+    input_ids: list[int]
+    image_slots: list[bool]
+    labels: list[int]
+    images: int
+    truncated: int
+    n_target_tokens: int
+    record_id: str = ""
+
+
+class _Token(NamedTuple):
+    id: int
+    is_target: bool = False
+    is_slot: bool = False
+
+
+class _Affixes(NamedTuple):
+    """What a tokenizer puts around a text on its own (BOS, EOS)."""
+
+    prefix: list[int]
+    suffix: list[int]
+
+
+def encode(
+    rendered: Rendered,
+    tokenizer: Any,
+    tokens_per_image: int,
+    *,
+    max_length: int | None = None,
+    switches: dict[str, bool] | None = None,
+) -> Encoded:
+    """Turn pieces into ids, slots and labels.
+
+    The tokenizer's automatic BOS is added unless the text begins with it already. Its automatic EOS is added for
+    encoder-decoder templates only: decoder-only ones write their own end of turn, and an EOS after an open turn would
+    end the answer before it began. ``switches`` go over those that ``rendered`` was made with.
+
+    ``max_length`` cuts text off at the right of the row and of the decoder's labels (an automatic EOS is kept). A
+    picture is never cut: one that does not fit is an error, unless ``drop_cut_images`` is on.
+
+    Raises ``NoTargetError`` if a conversation with an answer (no open turn) has no target left, and ``DataError`` if
+    the row cannot be cut to ``max_length`` or the tokens of the targets cannot be found for certain.
+    """
+    rendered.template.resolve(switches)  # refuses unknown names
+    resolved = rendered.switches | (switches or {})
+    encoder_decoder = rendered.template.encoder_decoder
+    row = _RowEncoder(tokenizer, tokens_per_image, resolved, rendered)
+    tokens, truncated = row.cut(row.tokens(rendered.pieces), max_length, keep=row.suffix)
+    if not encoder_decoder:
+        labels = [token.id if token.is_target else IGNORE_INDEX for token in tokens]
+        n_targets = sum(label != IGNORE_INDEX for label in labels[1:])
+    elif rendered.decoder_pieces is None:
+        labels, n_targets = [], 0
+    else:
+        targets, cut_targets = row.cut(row.decoder_tokens(rendered.decoder_pieces), max_length, keep=row.decoder_suffix)
+        labels, truncated = [token.id for token in targets], truncated + cut_targets
+        n_targets = len(labels)
+    if n_targets == 0 and not rendered.is_open:
+        raise NoTargetError(
+            f"{row.where}: nothing to learn in it: "
+            + (f"no target is left of it within max_length {max_length}" if truncated else "it has no answer")
+        )
+    slots = [token.is_slot for token in tokens]
+    images = sum(slots) // tokens_per_image
+    return Encoded([token.id for token in tokens], slots, labels, images, truncated, n_targets, rendered.record_id)
+
+
+class _RowEncoder:
+    """Encodes the pieces of one record; holds what every step of that needs."""
+
+    def __init__(self, tokenizer: Any, tokens_per_image: int, switches: dict[str, bool], rendered: Rendered) -> None:
+        self.tokenizer = tokenizer
+        self.switches = switches
+        self.rendered = rendered
+        self.where = f"record '{rendered.record_id}'" if rendered.record_id else "this record"
+        self.affixes = _automatic_tokens(tokenizer)
+        self.image = [_Token(getattr(tokenizer, "pad_token_id", None) or 0, is_slot=True)] * tokens_per_image
+        is_encoder = rendered.template.encoder_decoder
+        self.suffix = [_Token(i) for i in self.affixes.suffix] if is_encoder else []
+        # A decoder must learn to stop, also with a tokenizer that adds no EOS by itself.
+        eos = getattr(tokenizer, "eos_token_id", None)
+        ends = self.affixes.suffix or ([] if eos is None else [eos])
+        self.decoder_suffix = [_Token(i, is_target=True) for i in ends]
+
+    def tokens(self, pieces: Sequence[Piece]) -> list[_Token]:
+        """The row: sections of text with a picture between each two, BOS and EOS where they belong."""
+        sections = [self.section(section) for section in _split_at_images(pieces)]
+        if self.switches["lost_newline"] and not self.affixes.prefix and _starts_with_bos(sections[0], self.tokenizer):
+            sections[1:] = [section[1:] for section in sections[1:]]
+        first = next((i for i, section in enumerate(sections) if section), len(sections) - 1)
+        first = first if self.switches["image_before_bos"] else 0
+        sections[first] = self.bos(sections[first]) + sections[first]
+        row: list[_Token] = []
+        for i, section in enumerate(sections):
+            is_last = i == len(sections) - 1
+            row += section
+            if is_last or self.switches["eos_before_image"]:
+                row += self.suffix
+            if not is_last:
+                row += self.image
+        return row
+
+    def bos(self, section: list[_Token]) -> list[_Token]:
+        """The tokenizer's own BOS, if the section does not begin with it."""
+        prefix = self.affixes.prefix
+        is_written = [token.id for token in section[: len(prefix)]] == prefix
+        # A tokenizer's own chat template writes every special token itself.
+        if self.rendered.template.from_tokenizer or (is_written and not self.switches["double_bos"]):
+            return []
+        return [_Token(i, self.switches["bos_target"]) for i in prefix]
+
+    def section(self, pieces: Sequence[Piece]) -> list[_Token]:
+        """Tokens of neighbouring pieces of text, which are tokenised together unless one is to be apart."""
+        tokens: list[_Token] = []
+        for chunk in _chunks(pieces):
+            parts = [(piece.text or "", piece.is_target) for piece in chunk]
+            ids, mask = tokenise_with_mask(self.tokenizer, parts, self.where)
+            tokens += [_Token(i, is_target) for i, is_target in zip(ids, mask, strict=True)]
+        return tokens
+
+    def decoder_tokens(self, pieces: Sequence[Piece]) -> list[_Token]:
+        """What the decoder must write, all of it targets."""
+        prefix = [_Token(i, is_target=True) for i in self.affixes.prefix]
+        return [*prefix, *self.section(pieces), *self.decoder_suffix]
+
+    def cut(self, tokens: list[_Token], max_length: int | None, keep: list[_Token]) -> tuple[list[_Token], int]:
+        """At most ``max_length`` tokens, the tokens ``keep`` at the end of the row kept; and how many were cut off."""
+        if max_length is None or len(tokens) <= max_length:
+            return tokens, 0
+        if self.rendered.is_open:
+            raise DataError(
+                f"{self.where}: the prompt takes {len(tokens)} positions, max_length is {max_length}; shorten the "
+                "conversation or raise max_length (a prompt is not cut: the end is where the answer starts)"
+            )
+        body = tokens[: max(max_length - len(keep), 0)]
+        lost = sum(token.is_slot for token in tokens) - sum(token.is_slot for token in body)
+        if lost and not self.switches["drop_cut_images"]:
+            raise DataError(
+                f"{self.where}: its {self.rendered.images} picture(s) of {len(self.image)} tokens each do not fit into "
+                f"max_length {max_length}; raise it, or switch drop_cut_images on to lose the last picture(s)"
+            )
+        if lost:
+            partial = -lost % len(self.image)  # slots left of a picture that the cut went through
+            body = body[: len(body) - partial]
+        return body + keep, len(tokens) - len(body) - len(keep)
+
+
+def _automatic_tokens(tokenizer: Any) -> _Affixes:
+    """Find what ``tokenizer`` adds in front of and behind a text, from a text where it can be seen."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
+    assert plain and len(starts) == 1, f"cannot tell {plain} in {full} from the tokens around it"
+    return _Affixes(full[: starts[0]], full[starts[0] + len(plain) :])
+
+
+def _starts_with_bos(section: list[_Token], tokenizer: Any) -> bool:
+    return bool(section) and section[0].id == tokenizer.bos_token_id
+
+
+def _split_at_images(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """The texts before, between and after the pictures: one list more than there are pictures."""
+    sections: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if piece.text is None:
+            sections.append([])
+        else:
+            sections[-1].append(piece)
+    return sections
+
+
+def _chunks(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Group the pieces of a section: those that are tokenised apart alone, the stretches between them together."""
+    chunks: list[list[Piece]] = []
+    for i, piece in enumerate(pieces):
+        if i == 0 or piece.apart or pieces[i - 1].apart:
+            chunks.append([])
+        chunks[-1].append(piece)
+    return chunks
