@@ -25,12 +25,17 @@ class PartSource(Settings):
     config: dict[str, Any] | None = Field(
         default=None, description="Hugging Face configuration (with 'model_type') to build with random weights"
     )
+    override: dict[str, Any] = Field(
+        default_factory=dict, description="changes to the configuration found at 'source', e.g. dense_act_fn: gelu"
+    )
     dtype: Dtype = Field(default="float32", description="type the weights are held in")
 
     @model_validator(mode="after")
     def _one_origin(self) -> PartSource:
         if (self.source is None) == (self.config is None):
             raise ValueError("give exactly one of 'source' (pretrained weights) and 'config' (random weights)")
+        if self.config is not None and self.override:
+            raise ValueError("'override' changes the configuration of a 'source'; write into 'config' instead")
         return self
 
 

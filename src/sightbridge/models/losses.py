@@ -1,0 +1,62 @@
+"""The training loss: summed cross entropy, with logits only at targets and never all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sightbridge.batch import IGNORE_INDEX
+
+LOGITS_AT_ONCE = 2**26
+"""Most logits that exist at one time (256 MB in float32): 268 tokens of mT5's vocabulary of 250k, 2097 of Llama's."""
+
+
+class Loss(NamedTuple):
+    """A summed loss and the number of target tokens it sums over.
+
+    The division happens once per optimiser step, by the count over all processes and accumulated batches, so the
+    result does not depend on how records were dealt out to batches.
+    """
+
+    sum: Tensor
+    count: int
+
+
+def target_loss(
+    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int, chunk: int | None = None
+) -> Loss:
+    """Sum the cross entropy over all targets.
+
+    Args:
+        hidden: hidden states (B, L, W), each one predicting the label at its own position (shift beforehand).
+        labels: (B, L), ``IGNORE_INDEX`` where there is no target.
+        head: hidden states (M, W) to logits (M, V).
+        vocabulary: V, to size the chunks.
+        chunk: targets per chunk; default: as many as ``LOGITS_AT_ONCE`` allows.
+
+    Returns:
+        The loss, in float32. Without a single target it is zero, but still part of the graph.
+    """
+    is_target = labels != IGNORE_INDEX
+    hidden, labels = hidden[is_target], labels[is_target]
+    count = len(labels)
+    if count == 0:
+        return Loss(hidden.float().sum(), 0)
+    chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary)
+    if count <= chunk:
+        return Loss(_summed_cross_entropy(hidden, labels, head), count)
+    # Checkpointing recomputes a chunk's logits in the backward pass instead of keeping them.
+    sums = [
+        checkpoint(_summed_cross_entropy, part, part_labels, head, use_reentrant=False)
+        for part, part_labels in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    ]
+    return Loss(torch.stack(sums).sum(), count)
+
+
+def _summed_cross_entropy(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), labels, reduction="sum")

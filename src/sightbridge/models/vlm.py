@@ -1,0 +1,102 @@
+"""The model: pictures through a vision tower and a connector into the image slots of a language model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sightbridge.batch import Batch
+from sightbridge.models.language_model import LanguageModel
+from sightbridge.models.losses import Loss, target_loss
+from sightbridge.models.splice import check_slots, splice
+from sightbridge.models.vision_tower import VisionTower
+
+PARTS = ("vision_tower", "connector", "language_model")
+
+
+class VisionLanguageModel(nn.Module):
+    """Vision tower, connector and language model; it holds no tokenizer.
+
+    Attributes:
+        tokens_per_image: T, image slots one picture fills.
+    """
+
+    def __init__(self, vision_tower: VisionTower, connector: nn.Module, language_model: LanguageModel) -> None:
+        super().__init__()
+        self.vision_tower = vision_tower
+        self.connector = connector
+        self.language_model = language_model
+        self.tokens_per_image: int = connector.tokens_per_image  # type: ignore[assignment]
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Turn normalised pictures (N, 3, H, W) into features (N, S, C). A frozen tower leaves no graph behind."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision_tower)):
+            return self.vision_tower(pixel_values)
+
+    def connect(self, features: Tensor) -> Tensor:
+        """Turn features (N, S, C) into image tokens (N, T, D)."""
+        return self.connector(features.to(next(self.connector.parameters()).dtype))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Look up the text, put the image tokens in their slots: (B, L, D).
+
+        Raises:
+            DataError: a row's slots and pictures disagree.
+        """
+        embeddings = self.language_model.embed(batch.input_ids)
+        features = batch.image_features
+        if features is None and batch.pixel_values is not None:
+            features = self.encode_images(batch.pixel_values)
+        check_slots(batch, 0 if features is None else len(features), self.tokens_per_image)
+        if features is None or len(features) == 0:
+            return embeddings + self._idle_bridge() if self.training else embeddings
+        image_tokens = self.connect(features) / self.language_model.embedding_scale
+        return splice(embeddings, batch.image_slots, image_tokens)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the summed cross entropy over the batch's targets, and their number."""
+        assert batch.labels is not None, "a batch without labels has no loss"
+        hidden, labels = self._hidden(batch), batch.labels
+        if not self.language_model.is_encoder_decoder:
+            hidden, labels = hidden[:, :-1], labels[:, 1:]  # position i predicts token i + 1
+        return target_loss(hidden, labels, self.language_model.head, self.language_model.config.vocab_size)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return all logits: (B, L, V) or, for an encoder-decoder fed with the batch's labels, (B, Ld, V)."""
+        return self.language_model.head(self._hidden(batch))
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states of the language model, before its head."""
+        decoder_input_ids = None
+        if self.language_model.is_encoder_decoder:
+            assert batch.labels is not None, "an encoder-decoder model needs labels to feed its decoder"
+            decoder_input_ids = self.language_model.decoder_input_ids(batch.labels)
+        return self.language_model(self.embed(batch), batch.attention_mask, decoder_input_ids)
+
+    def _idle_bridge(self) -> Tensor:
+        """Zero, computed from one blank picture through all that trains.
+
+        A batch of text alone would leave these parameters out of the graph on this process, and data-parallel
+        training would wait for their gradients for ever.
+        """
+        tower = self.vision_tower
+        parameter = next(tower.parameters())
+        if trains(tower):
+            features = tower(parameter.new_zeros(1, 3, tower.image_size, tower.image_size))
+        else:
+            features = parameter.new_zeros(1, tower.positions, tower.channels)
+        return 0.0 * self.connect(features).sum()
+
+    def train(self, mode: bool = True) -> VisionLanguageModel:
+        """Switch to training, but leave wholly frozen parts in evaluation mode (no dropout)."""
+        super().train(mode)
+        for name in PARTS:
+            part = self.get_submodule(name)
+            if not trains(part):
+                part.eval()
+        return self
+
+
+def trains(part: nn.Module) -> bool:
+    """Whether any parameter of a part takes gradients."""
+    return any(parameter.requires_grad for parameter in part.parameters())
