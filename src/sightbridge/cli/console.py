@@ -41,10 +41,7 @@ def wide_console() -> Console:
 
 def show_table(table: Table) -> None:
     """Print a table on stdout, at the terminal's width, or one row per line if there is no terminal."""
-    out = wide_console()
-    # Without a minimum, rich would cut the names of a narrow terminal before it folds the rest.
-    table.columns[0].min_width = min(max((len(str(cell)) for cell in table.columns[0].cells), default=0), out.width)
-    out.print(table)
+    wide_console().print(table)
 
 
 def print_error(message: str) -> None:
