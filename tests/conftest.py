@@ -6,6 +6,11 @@ import os
 import random
 
 import pytest
+from hypothesis import settings
+
+# Shared and busy machines make single examples slow now and then; that is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Before any test module imports a Hugging Face library, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
