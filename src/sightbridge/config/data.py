@@ -28,6 +28,9 @@ class DataSettings(Settings):
         default="error",
         description="a record without a single target token stops the run, or is skipped, counted and listed",
     )
+    bad_limit: float = Field(
+        default=0.01, ge=0, le=1, description="largest share of records that may be unusable before the run stops"
+    )
     workers: int = Field(default=0, ge=0, description="processes that open pictures; 0 = in the training process")
     keep_features: bool = Field(
         default=False, description="run the frozen vision tower once per picture and keep its output in memory"
