@@ -41,8 +41,8 @@ VISION_CLASSES: dict[str, Any] = {
 """Vision models that ``AutoModel`` does not know."""
 KEY_MAPPINGS = {"vision_tower": {r"^vision_model\.": ""}}
 """A whole CLIP, SigLIP or BLIP-2 keeps its tower one level deeper."""
-OLD_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
-"""Keys that transformers 5 still reads, though its configurations hold them under other names."""
+EXTRA_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "decoder_start_token_id")
+"""Keys that transformers 5 reads although a fresh configuration does not show them."""
 
 
 def build_model(settings: ModelSettings, seed: int = 0) -> VisionLanguageModel:
@@ -119,15 +119,18 @@ def make_config(options: dict[str, Any], part: str) -> Any:
         raise SettingsError(message, key=f"{key}.model_type")
     check_keys(options, CONFIG_MAPPING[model_type](), key)
     try:
-        return CONFIG_MAPPING[model_type](**options)
+        config = CONFIG_MAPPING[model_type](**options)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise SettingsError(f"transformers refuses the configuration of '{model_type}': {error}", key=key) from error
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id  # as in every released T5
+    return config
 
 
 def check_keys(options: dict[str, Any], config: Any, key: str) -> None:
     """Check that a configuration knows all these keys: transformers would store a misspelt one and ignore it."""
     for name in options:
-        if not hasattr(config, name) and name not in OLD_CONFIG_KEYS:
+        if not hasattr(config, name) and name not in EXTRA_CONFIG_KEYS:
             hint = nearest(name, list(config.to_dict()))
             raise SettingsError(f"A '{config.model_type}' configuration has no '{name}'.{hint}", key=f"{key}.{name}")
 

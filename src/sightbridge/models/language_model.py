@@ -155,9 +155,10 @@ def check_head(language_model: LanguageModel) -> None:
         SettingsError: they differ.
     """
     model = language_model.model
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    ids = torch.tensor([[1, 2]], device=model.device)
     mask = torch.ones_like(ids)
-    embeddings = language_model.embed(ids)
+    waves = torch.arange(2 * language_model.width, device=model.device).sin()  # the row of a padding id may be all zero
+    embeddings = waves.view(1, 2, -1).to(model.dtype)
     if language_model.is_encoder_decoder:
         ours = language_model.head(language_model(embeddings, mask, ids))
         theirs = model(inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=ids).logits

@@ -72,9 +72,14 @@ class VisionTower(nn.Module):
         if self.layers is None:
             features = self.model(pixel_values).last_hidden_state
         else:
-            # A list asks transformers to keep these hidden states only, at their usual places in the tuple.
-            states = self.model(pixel_values, output_hidden_states=sorted(set(self.layers))).hidden_states
-            features = torch.cat([states[index] for index in self.layers], dim=-1)
+            # The highest one is the model's output, now that its final norm is gone; of the others, transformers
+            # keeps those in the list, at their usual places in the tuple.
+            top = max(self.layers)
+            output = self.model(pixel_values, output_hidden_states=sorted(set(self.layers) - {top}))
+            states = [
+                output.last_hidden_state if index == top else output.hidden_states[index] for index in self.layers
+            ]
+            features = torch.cat(states, dim=-1)
         return features[:, self._skip :]
 
 
