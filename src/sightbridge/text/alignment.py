@@ -27,6 +27,7 @@ def tokenise_with_mask(tokenizer: Any, parts: Sequence[tuple[str, bool]], where:
     if len(kinds) < 2:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids, [True in kinds] * len(ids)
+    targets = [is_target for part, is_target in parts for _ in part]
     if getattr(tokenizer, "is_fast", False):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = encoded["input_ids"]
@@ -35,8 +36,7 @@ def tokenise_with_mask(tokenizer: Any, parts: Sequence[tuple[str, bool]], where:
             spans = _undo_trimming(spans, tokenizer.convert_ids_to_tokens(ids), text)
     else:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        spans = _spans_by_decoding(tokenizer, ids, text, where)
-    targets = [is_target for part, is_target in parts for _ in part]
+        spans = _spans_by_decoding(tokenizer, ids, text, targets, where)
     return ids, [_is_target(text, targets, span) for span in spans]
 
 
@@ -69,29 +69,42 @@ def _undo_trimming(spans: Sequence[Span], tokens: list[str], text: str) -> list[
     return whole
 
 
-def _spans_by_decoding(tokenizer: Any, ids: list[int], text: str, where: str) -> list[Span]:
-    """Spans for a tokenizer without offsets: decode ever longer beginnings and see how far into the text they reach."""
+def _spans_by_decoding(tokenizer: Any, ids: list[int], text: str, targets: list[bool], where: str) -> list[Span]:
+    """Spans for a tokenizer without offsets: decode ever longer beginnings and see how far into the text they reach.
+
+    Decoders are careless with white space, so only the other characters are followed; a token without any lies
+    between two of them, which is exact as long as all white space there is of one kind, and an error otherwise.
+    """
 
     def decode(count: int) -> str:
         return tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    # SentencePiece swallows leading white space; anything else that decoding loses makes the mask uncertain.
-    whole = decode(len(ids))
-    offset = len(text) - len(whole)
-    if offset < 0 or text[offset:] != whole or text[:offset].strip():
-        raise DataError(
-            f"{where}: this tokenizer gives no character offsets and does not decode to the text it was given, so the "
-            f"tokens to learn cannot be found for certain ({text[:60]!r} became {whole[:60]!r}); use a fast tokenizer"
+    def refuse(why: str) -> DataError:
+        return DataError(
+            f"{where}: this tokenizer gives no character offsets and {why}, so the tokens to learn cannot be found for "
+            f"certain in {text[:80]!r}; use a fast tokenizer"
         )
+
+    solid = [i for i, character in enumerate(text) if not character.isspace()]
+    if "".join(decode(len(ids)).split()) != "".join(text.split()):
+        raise refuse("does not decode to the text it was given")
     spans: list[Span] = []
-    start = 0
+    done = 0
     for count in range(1, len(ids) + 1):
-        # The first bytes of a character that takes several tokens decode to the replacement character.
-        decoded = decode(count).rstrip("\ufffd") if count < len(ids) else whole
-        if not whole.startswith(decoded):
-            raise DataError(f"{where}: this tokenizer gives no character offsets and decodes the beginning of a text "
-                            "in another way than the whole; use a fast tokenizer")  # fmt: skip
-        end = max(start, offset + len(decoded)) if decoded else start
-        spans.append((start, min(max(end, start + 1), len(text))))
-        start = end
+        decoded = "".join(decode(count).split())
+        # The first bytes of a character that takes several tokens decode to replacement characters.
+        whole = decoded.rstrip("\ufffd") if count < len(ids) else decoded
+        reached = len(whole)
+        if reached < done or whole != "".join(text[i] for i in solid[:reached]):
+            raise refuse("decodes the beginning of a text in another way than the whole")
+        gap = (solid[done - 1] + 1 if done else 0, solid[done] if done < len(solid) else len(text))
+        if reached > done:
+            spans.append((solid[done], solid[reached - 1] + 1))
+        elif decoded != whole or gap[0] == gap[1]:
+            spans.append((gap[1], min(gap[1] + 1, len(text))))
+        elif len(set(targets[slice(*gap)])) == 1:
+            spans.append(gap)
+        else:
+            raise refuse("a token of white space lies where the words to learn begin or end")
+        done = reached
     return spans

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sightbridge.errors import DataError
+from sightbridge.errors import DataError, SettingsError
 from sightbridge.text.alignment import tokenise_with_mask
 from sightbridge.text.render import Piece, Rendered
 
@@ -183,7 +183,11 @@ def _automatic_tokens(tokenizer: Any) -> _Affixes:
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
-    assert plain and len(starts) == 1, f"cannot tell {plain} in {full} from the tokens around it"
+    if not plain or len(starts) != 1:
+        raise SettingsError(
+            f"this tokenizer makes {plain} of the text 'a' and {full} with special tokens, so its BOS and EOS cannot "
+            "be told from text; use a tokenizer that knows the letter 'a' or has an unknown token of its own"
+        )
     return _Affixes(full[: starts[0]], full[starts[0] + len(plain) :])
 
 

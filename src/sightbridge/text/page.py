@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from sightbridge.text.render import Piece, Rendered, render
+from sightbridge.text.render import Piece, render
 from sightbridge.text.template import SWITCHES, PromptTemplate, load_template, template_names
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 
@@ -101,9 +102,8 @@ def _example(template: PromptTemplate) -> tuple[Turn, ...]:
     return QUESTION if template.image_place == "front" else EXAMPLE
 
 
-def marked_text(pieces: Rendered | tuple[Piece, ...]) -> str:
+def marked_text(pieces: Sequence[Piece]) -> str:
     """Pieces as text with targets between ``\u27e6`` and ``\u27e7``; neighbouring targets share one pair."""
-    pieces = pieces.pieces if isinstance(pieces, Rendered) else pieces
     text = ""
     inside = False
     for piece in pieces:
