@@ -246,7 +246,7 @@ def test_validate_works_for_any_settings() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_saved_recipes_load_back_equal(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name, ["optim.eps=1e-9", "model.prompt.system='1e-4'", "description='no: # \"x\" é 你'"])
+    recipe = load_recipe(name, ["optim.eps=1e-9", "hardware='1e-4'", "description='no: # \"x\" é 你'"])
     save_resolved(recipe, tmp_path / "run" / "recipe.yaml")
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
