@@ -12,6 +12,7 @@ import yaml
 
 from sightbridge.config.catalogue import find_recipe, recipe_names
 from sightbridge.config.describe import Setting, describe, recipe_schema
+from sightbridge.config.parent import ParentRecipe
 from sightbridge.config.problems import origin, validate
 from sightbridge.config.recipe import Recipe
 from sightbridge.config.yaml_tree import CORE_SCALARS, MAX_BYTES, Given, merge, read_yaml, replace_at
@@ -35,7 +36,7 @@ class LoadedRecipe:
     """A recipe that still knows where each setting was given, for messages and explanations."""
 
     name: str
-    recipe: Recipe
+    recipe: Recipe | ParentRecipe
     tree: Given
 
     def where(self, key: str) -> str:
@@ -67,7 +68,7 @@ class LoadedRecipe:
             raise SettingsError(f"{where}: {named}", error.key) from error
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe | ParentRecipe:
     """Settings of one run.
 
     Args:
@@ -89,7 +90,8 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     tree = _read_file(find_recipe(str(name_or_path)), ())
     for index, override in enumerate(overrides, start=1):
         tree = _apply(tree, override, f"override {index}")
-    return LoadedRecipe(str(name_or_path), validate(Recipe, tree), tree)
+    kind = ParentRecipe if tree.step("parent") else Recipe
+    return LoadedRecipe(str(name_or_path), validate(kind, tree), tree)
 
 
 def _read_file(path: Path, based: tuple[Path, ...]) -> Given:
@@ -145,7 +147,7 @@ for _tag, _pattern, _first in CORE_SCALARS:
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
 
-def save_resolved(recipe: Recipe, path: str | Path) -> None:
+def save_resolved(recipe: Recipe | ParentRecipe, path: str | Path) -> None:
     """Write every setting, defaults included, as a YAML file that ``load_recipe`` reads back to an equal recipe."""
     text = yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_atomically(

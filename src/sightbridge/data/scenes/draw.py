@@ -1,0 +1,113 @@
+"""Drawing scenes: antialiased shapes, or real scanned digits in coloured ink, on varying backgrounds."""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sightbridge.data.scenes.world import GRID, HELD_OUT_VARIANT, Scene, SceneObject
+
+INK: dict[str, tuple[int, int, int]] = {
+    "red": (220, 30, 35),
+    "green": (35, 160, 60),
+    "blue": (35, 75, 215),
+    "yellow": (240, 205, 25),
+    "purple": (140, 50, 165),
+    "orange": (245, 130, 25),
+}
+_SUPERSAMPLING = 3
+Box = tuple[float, float, float, float]
+
+
+def draw_scene(scene: Scene, size: int = 96) -> tuple[Image.Image, list[Box]]:
+    """Draw a scene as a square picture of ``size`` pixels.
+
+    Returns the picture and, in the order of ``scene.objects``, each object's box (left, top, right, bottom) in pixels.
+    The same scene and size give the same pixels.
+    """
+    rng = random.Random(scene.seed)
+    big = size * _SUPERSAMPLING
+    canvas = Image.new("RGB", (big, big), _background(rng))
+    boxes = []
+    for thing in scene.objects:
+        box = _place(thing, big / GRID)
+        if scene.object_set == "digits":
+            _draw_digit(canvas, thing, box)
+        else:
+            _draw_shape(canvas, thing, box)
+        left, top, right, bottom = (round(edge / _SUPERSAMPLING, 1) for edge in box)
+        boxes.append((left, top, right, bottom))
+    return canvas.resize((size, size), Image.Resampling.BOX), boxes
+
+
+def _background(rng: random.Random) -> tuple[int, int, int]:
+    """Mostly light paper, sometimes dark."""
+    base = rng.randint(215, 255) if rng.random() < 0.8 else rng.randint(0, 40)
+    red, green, blue = (max(0, min(255, base + rng.randint(-8, 8))) for _ in range(3))
+    return red, green, blue
+
+
+def _place(thing: SceneObject, cell: float) -> Box:
+    """A box of 55 to 85 % of the cell's side, moved within the cell."""
+    rng = random.Random(thing.variant)
+    side = cell * rng.uniform(0.55, 0.85)
+    row, column = divmod(thing.position, GRID)
+    left = column * cell + rng.uniform(0.04, 0.96) * (cell - side)
+    top = row * cell + rng.uniform(0.04, 0.96) * (cell - side)
+    return left, top, left + side, top + side
+
+
+def _ink(thing: SceneObject) -> tuple[int, int, int]:
+    rng = random.Random(thing.variant + 1)
+    red, green, blue = (max(0, min(255, channel + rng.randint(-14, 14))) for channel in INK[thing.colour])
+    return red, green, blue
+
+
+def _draw_shape(canvas: Image.Image, thing: SceneObject, box: Box) -> None:
+    pen, ink = ImageDraw.Draw(canvas), _ink(thing)
+    left, top, right, bottom = box
+    middle_x, middle_y, radius = (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+    match thing.kind:
+        case "circle":
+            pen.ellipse(box, fill=ink)
+        case "square":
+            pen.rectangle(
+                (left + radius * 0.1, top + radius * 0.1, right - radius * 0.1, bottom - radius * 0.1), fill=ink
+            )
+        case "triangle":
+            pen.polygon([(middle_x, top), (right, bottom), (left, bottom)], fill=ink)
+        case "star":
+            points = []
+            for corner in range(10):
+                reach = radius * (1.08 if corner % 2 == 0 else 0.45)
+                angle = math.pi * corner / 5 - math.pi / 2
+                points.append((middle_x + reach * math.cos(angle), middle_y + reach * math.sin(angle)))
+            pen.polygon(points, fill=ink)
+
+
+@cache
+def digit_scans() -> tuple[np.ndarray, np.ndarray]:
+    """Real handwriting: 1797 scans (1797, 8, 8) uint8 of 0..16 and their digits (1797,).
+
+    The test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
+    Repository, CC BY 4.0, https://doi.org/10.24432/C50P49, as bundled with scikit-learn.
+    """
+    with np.load(str(files(__package__) / "digits.npz")) as data:
+        return data["scans"], data["digits"]
+
+
+def _draw_digit(canvas: Image.Image, thing: SceneObject, box: Box) -> None:
+    scans, digits = digit_scans()
+    of_kind = np.flatnonzero(digits == int(thing.kind))
+    known = of_kind[: len(of_kind) * 4 // 5]
+    choices = known if thing.variant < HELD_OUT_VARIANT else of_kind[len(known) :]
+    scan = scans[choices[thing.variant % len(choices)]]
+    left, top, right, bottom = (round(edge) for edge in box)
+    mask = Image.fromarray((scan.astype(np.uint16) * 255 // 16).astype(np.uint8))
+    mask = mask.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    canvas.paste(_ink(thing), (left, top), mask)

@@ -1,0 +1,134 @@
+"""Writing scenes as ordinary files, in the formats that people's own data come in."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightbridge.data.scenes.draw import Box, draw_scene
+from sightbridge.data.scenes.language import caption, caption_prompt, phrase, questions, statement
+from sightbridge.data.scenes.world import NEW_COMBINATIONS, ObjectSet, Scene, sample_scene
+from sightbridge.errors import DataError
+
+
+@dataclass(frozen=True)
+class ScenesSettings:
+    """What to write. ``size`` is the side of a picture in pixels; ``questions`` is per training picture."""
+
+    object_set: ObjectSet = "shapes"
+    train: int = 2000
+    test: int = 500
+    languages: tuple[str, ...] = ("en", "de", "es", "zh")
+    size: int = 96
+    questions: int = 4
+    one_question_per_row: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Picture:
+    scene: Scene
+    file: str
+    boxes: list[Box]
+    language: str
+
+
+def write_scenes(
+    folder: Path, settings: ScenesSettings, on_picture: Callable[[], None] = lambda: None
+) -> dict[str, int]:
+    """Draw pictures and write annotation files; returns the number of rows of each file.
+
+    - ``train.json``, ``test.json``: LLaVA conversations; the test has one question a row, with its type and language.
+    - ``test_new.json``: the same about pairs of kind and colour that no training picture shows.
+    - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
+    - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
+    - ``regions_test.json``: boxes with the phrase of what is in them.
+
+    ``on_picture`` is called after each picture. The same settings give the same files. Raises ``DataError`` if the
+    folder already holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "scenes.json").exists():
+        raise DataError(f"{folder} exists and holds other files; choose an empty folder or one written by data scenes")
+    rng = random.Random(settings.seed)
+    new = NEW_COMBINATIONS[settings.object_set]
+    # marks the folder as ours before anything else, so that an interrupted run can be repeated in place
+    _write_json(folder / "scenes.json", {"settings": vars(settings), "new_combinations": sorted(new)})
+
+    def pictures(part: str, count: int, **constraints: Any) -> list[_Picture]:
+        made = []
+        for index in range(count):
+            scene = sample_scene(rng, settings.object_set, **constraints)
+            image, boxes = draw_scene(scene, settings.size)
+            file = f"images/{part}/{index:05d}.png"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            image.save(folder / file)
+            made.append(_Picture(scene, file, boxes, settings.languages[index % len(settings.languages)]))
+            on_picture()
+        return made
+
+    train = pictures("train", settings.train, exclude=new)
+    test = pictures("test", settings.test, exclude=new, held_out=True)
+    test_new = pictures("test_new", settings.test // 4, require=new, held_out=True)
+
+    per_row = 1 if settings.one_question_per_row else settings.questions
+    rows = {
+        "train": [row for p in train for row in _conversations(p, rng, settings.questions, per_row, avoid=new)],
+        "test": [row for p in test for row in _conversations(p, rng, 2, 1, avoid=new)],
+        "test_new": [row for p in test_new for row in _conversations(p, rng, 2, 1, about=new)],
+    }
+    for part, chosen in (("train", train), ("test", test)):
+        rows[f"captions_{part}"] = [_caption_row(p, part) for p in chosen]
+        rows[f"statements_{part}"] = [_statement_row(p, rng) for p in chosen]
+    rows["regions_test"] = [_region_row(p) for p in test]
+    for name, content in rows.items():
+        _write_json(folder / f"{name}.json", content)
+    return {name: len(content) for name, content in rows.items()}
+
+
+def _conversations(
+    picture: _Picture, rng: random.Random, n: int, per_row: int, **limits: frozenset[tuple[str, str]]
+) -> Iterable[dict[str, Any]]:
+    asked = questions(picture.scene, picture.language, rng, n, **limits)  # type: ignore[arg-type]
+    for start in range(0, len(asked), per_row):
+        turns = []
+        for index, question in enumerate(asked[start : start + per_row]):
+            marker = "<image>\n" if index == 0 else ""
+            turns.append({"from": "human", "value": marker + question.text})
+            turns.append({"from": "gpt", "value": question.answer})
+        row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-{start}", "image": picture.file}
+        yield row | {"conversations": turns, "language": picture.language, "type": asked[start].type}
+
+
+def _caption_row(picture: _Picture, part: str) -> dict[str, Any]:
+    said = caption(picture.scene, picture.language)
+    # Karpathy's training rows hold one caption, his test rows the list of references
+    return {
+        "image": picture.file,
+        "caption": said if part == "train" else [said],
+        "image_id": Path(picture.file).stem,
+        "language": picture.language,
+        "prompt": caption_prompt(random.Random(picture.scene.seed), picture.language),
+    }
+
+
+def _statement_row(picture: _Picture, rng: random.Random) -> dict[str, Any]:
+    said = statement(picture.scene, picture.language, rng)
+    turns = [{"from": "human", "value": f"<image>\n{said.text}"}, {"from": "gpt", "value": said.answer}]
+    row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-statement", "image": picture.file}
+    return row | {"conversations": turns, "language": picture.language, "type": said.type}
+
+
+def _region_row(picture: _Picture) -> dict[str, Any]:
+    phrases = [phrase(picture.scene, thing, picture.language) for thing in picture.scene.objects]
+    return {"id": Path(picture.file).stem, "image": picture.file, "bboxes": picture.boxes, "phrases": phrases}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    temporary.replace(path)

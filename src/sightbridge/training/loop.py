@@ -1,0 +1,125 @@
+"""The training loop: batches in, optimiser steps, log lines, evaluations and checkpoints out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from sightbridge.batch import Batch
+from sightbridge.config.training import OptimSettings, TrainingSettings
+from sightbridge.errors import DataError
+from sightbridge.training.log import Meter, RunLog
+from sightbridge.training.optim import build_optimizer
+from sightbridge.training.schedule import learning_rate
+from sightbridge.training.step import training_step
+
+
+class Batches(Protocol):
+    """What the loop trains on: batches by epoch, this process's share of them."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def epoch(self, number: int) -> Iterable[Batch]:
+        """The batches of one epoch, in an order fixed by the seed and the epoch's number."""
+        ...
+
+
+Evaluate = Callable[[nn.Module, int], dict[str, Any]]
+"""Called with the bare model (in evaluation mode) and the steps taken; what it returns goes into the log."""
+
+Save = Callable[[nn.Module, int], None]
+"""Called on the main process with the bare model and the steps taken; must write atomically."""
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    training: TrainingSettings,
+    optim: OptimSettings,
+    folder: Path,
+    *,
+    evaluate: Evaluate | None = None,
+    save: Save | None = None,
+    title: str = "training",
+    accelerator: Accelerator | None = None,
+) -> list[dict[str, Any]]:
+    """Train the parts of ``model`` that require gradients and return the log's lines.
+
+    One process or many, as ``accelerate launch`` or ``torchrun`` started it. Writes ``log.jsonl`` into ``folder``.
+    ``evaluate`` and ``save`` run every ``training.evaluate_every`` / ``save_every`` steps and after the last.
+
+    Raises ``DataError`` if there is no batch, ``SightbridgeError`` if the loss is not finite.
+    """
+    precision = {"fp32": "no", "bf16": "bf16"}[training.precision]
+    accelerator = accelerator or Accelerator(mixed_precision=precision)
+    set_seed(training.seed)
+    optimizer = build_optimizer(model, training.parts, optim)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    total = total_steps(training, len(batches))
+
+    log = RunLog(folder, total, main_process=accelerator.is_main_process, tensorboard=training.tensorboard, title=title)
+    meter = Meter()
+    with log:
+        wrapped.train()
+        stream = _step_batches(batches, training.accumulation)
+        for step in range(total):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, total, optim, group["peak_lr"])
+            asked = time.perf_counter()
+            micro_batches = next(stream)
+            waited = time.perf_counter() - asked
+            meter.add(training_step(accelerator, wrapped, optimizer, micro_batches, optim.clip_norm), waited)
+            log.advance()
+
+            done, last = step + 1, step + 1 == total
+            if last or done % training.log_every == 0:
+                rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+                log.write("train", done, meter.summary() | rates)
+                meter.reset()
+            if evaluate and (last or _due(done, training.evaluate_every)):
+                log.write("evaluation", done, _evaluate(evaluate, accelerator.unwrap_model(wrapped), done))
+                meter.reset()
+            if save and accelerator.is_main_process and (last or _due(done, training.save_every)):
+                save(accelerator.unwrap_model(wrapped), done)
+    accelerator.wait_for_everyone()
+    return log.history
+
+
+def total_steps(training: TrainingSettings, batches_per_epoch: int) -> int:
+    """Optimiser steps of a run; a trailing group of micro-batches carries over into the next epoch."""
+    if batches_per_epoch == 0:
+        raise DataError("there is nothing to train on: the training sources hold no batch (see data.train)")
+    if training.steps is not None:
+        return training.steps
+    assert training.epochs is not None
+    return max(1, math.floor(training.epochs * batches_per_epoch / training.accumulation))
+
+
+def _step_batches(batches: Batches, accumulation: int) -> Iterator[list[Batch]]:
+    """Endless groups of ``accumulation`` batches, epoch after epoch."""
+    stream = itertools.chain.from_iterable(batches.epoch(number) for number in itertools.count())
+    while True:
+        yield list(itertools.islice(stream, accumulation))
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _evaluate(evaluate: Evaluate, model: nn.Module, step: int) -> dict[str, Any]:
+    model.eval()
+    with torch.no_grad():
+        values = evaluate(model, step)
+    model.train()
+    return values

@@ -1,0 +1,36 @@
+"""The learning rate of every optimiser step."""
+
+from __future__ import annotations
+
+import math
+
+from sightbridge.config.training import OptimSettings
+
+
+def warmup_length(optim: OptimSettings, total_steps: int) -> int:
+    """Optimiser steps of warm-up: given as such, or as a share of all steps (rounded up, as in the seeds)."""
+    if optim.warmup_steps is not None:
+        return optim.warmup_steps
+    return math.ceil(total_steps * (optim.warmup_ratio or 0.0))
+
+
+def learning_rate(step: int, total_steps: int, optim: OptimSettings, peak: float | None = None) -> float:
+    """Learning rate of the step with index ``step`` (0 = first).
+
+    Linear from ``warmup_lr`` to the peak, then cosine, linear or constant down to ``min_lr``. As in LAVIS and in
+    transformers' schedules, the first step of a warm-up runs at ``warmup_lr`` itself and the step after the warm-up
+    at the peak. ``peak`` is a part's own learning rate, where it has one; a part slower than ``min_lr`` stays put.
+    """
+    peak = optim.lr if peak is None else peak
+    floor = min(optim.min_lr, peak)
+    warmup = warmup_length(optim, total_steps)
+    if step < warmup:
+        return optim.warmup_lr + (peak - optim.warmup_lr) * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    match optim.schedule:
+        case "cosine":
+            return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            return floor + (peak - floor) * (1 - progress)
+        case "constant":
+            return peak
