@@ -52,7 +52,8 @@ class LanguageModel(nn.Module):
 
         Args:
             inputs_embeds: (B, L, D).
-            attention_mask: (B, L), 0 on padding, which may be on either side.
+            attention_mask: (B, L), 0 on padding, which may be on either side (BART's encoder counts columns, so for it
+                only on the right).
             decoder_input_ids: (B, Ld), encoder-decoder only.
 
         Returns:
