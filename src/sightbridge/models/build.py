@@ -21,7 +21,6 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-import sightbridge
 from sightbridge.config.model import LanguageModelSettings, ModelSettings, PartSource, VisionTowerSettings
 from sightbridge.config.training import PartsSettings
 from sightbridge.errors import CheckpointError, SettingsError, nearest
@@ -32,7 +31,7 @@ from sightbridge.models.vlm import PARTS, VisionLanguageModel
 
 EMBEDDED = "embedded:"
 """Prefix of a source that is shipped inside the package."""
-PARENTS = Path(sightbridge.__file__).parent / "parents"
+PARENTS = Path(__file__).parents[1] / "parents"
 """Folder of the shipped parents."""
 VISION_CLASSES: dict[str, Any] = {
     "blip_2_vision_model": Blip2VisionModel,
