@@ -4,6 +4,7 @@
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}]}
 
 ``image`` may be a list, or absent for a row of text alone; ``id`` may be a number, or absent (then the row's number).
+``language`` is the code of the row's language (else ``en``); all other keys are kept in ``meta``.
 Every turn is kept as it is, a first turn from ``gpt`` included: what a template cannot say, it refuses itself.
 """
 
@@ -18,6 +19,7 @@ from sightbridge.data.record import Record
 from sightbridge.errors import DataError, nearest
 from sightbridge.text.turns import IMAGE_MARKER, Role, Turn
 
+KNOWN_KEYS = ("id", "image", "conversations", "language")
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -35,6 +37,8 @@ def read_llava(path: Path, images_folder: Path) -> Iterator[Record]:
             id=str(take(row, "id", (str, int), where, "a text or a number")) if has_id else f"{path.stem}-{number}",
             images=tuple(find_image(name, images_folder) for name in names),
             turns=_read_turns(row, where),
+            language=take(row, "language", (str,), where, "a language code") if "language" in row else "en",
+            meta={key: value for key, value in row.items() if key not in KNOWN_KEYS},
             where=where,
         )
         if record.count_markers() != len(record.images):
