@@ -27,8 +27,8 @@ Box = tuple[float, float, float, float]
 def draw_scene(scene: Scene, size: int = 96) -> tuple[Image.Image, list[Box]]:
     """Draw a scene as a square picture of ``size`` pixels.
 
-    Returns the picture and, in the order of ``scene.objects``, each object's box (left, top, right, bottom) in pixels.
-    The same scene and size give the same pixels.
+    Returns the picture and, in the order of ``scene.objects``, each object's box (left, top, right, bottom) in pixels,
+    which holds the object's outline or, of a digit, its scan. The same scene and size give the same pixels.
     """
     rng = random.Random(scene.seed)
     big = size * _SUPERSAMPLING
@@ -39,8 +39,8 @@ def draw_scene(scene: Scene, size: int = 96) -> tuple[Image.Image, list[Box]]:
         if scene.object_set == "digits":
             _draw_digit(canvas, thing, box)
         else:
-            _draw_shape(canvas, thing, box)
-        left, top, right, bottom = (round(edge / _SUPERSAMPLING, 1) for edge in box)
+            box = _draw_shape(canvas, thing, box)
+        left, top, right, bottom = (round(min(max(edge, 0), big) / _SUPERSAMPLING, 1) for edge in box)
         boxes.append((left, top, right, bottom))
     return canvas.resize((size, size), Image.Resampling.BOX), boxes
 
@@ -68,26 +68,30 @@ def _ink(thing: SceneObject) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _draw_shape(canvas: Image.Image, thing: SceneObject, box: Box) -> None:
+def _draw_shape(canvas: Image.Image, thing: SceneObject, box: Box) -> Box:
+    """Draw a shape about as large as ``box`` and return its own box: stars are a little larger, squares smaller."""
     pen, ink = ImageDraw.Draw(canvas), _ink(thing)
     left, top, right, bottom = box
     middle_x, middle_y, radius = (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+    points: list[tuple[float, float]] = []
     match thing.kind:
         case "circle":
             pen.ellipse(box, fill=ink)
+            return box
         case "square":
-            pen.rectangle(
-                (left + radius * 0.1, top + radius * 0.1, right - radius * 0.1, bottom - radius * 0.1), fill=ink
-            )
+            box = left + radius * 0.1, top + radius * 0.1, right - radius * 0.1, bottom - radius * 0.1
+            pen.rectangle(box, fill=ink)
+            return box
         case "triangle":
-            pen.polygon([(middle_x, top), (right, bottom), (left, bottom)], fill=ink)
+            points = [(middle_x, top), (right, bottom), (left, bottom)]
         case "star":
-            points = []
             for corner in range(10):
                 reach = radius * (1.08 if corner % 2 == 0 else 0.45)
                 angle = math.pi * corner / 5 - math.pi / 2
                 points.append((middle_x + reach * math.cos(angle), middle_y + reach * math.sin(angle)))
-            pen.polygon(points, fill=ink)
+    pen.polygon(points, fill=ink)
+    across, down = zip(*points, strict=True)
+    return min(across), min(down), max(across), max(down)
 
 
 @cache
@@ -97,7 +101,7 @@ def digit_scans() -> tuple[np.ndarray, np.ndarray]:
     The test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
     Repository, CC BY 4.0, https://doi.org/10.24432/C50P49, as bundled with scikit-learn.
     """
-    with np.load(str(files(__package__) / "digits.npz")) as data:
+    with np.load(str(files("sightbridge.data.scenes") / "digits.npz")) as data:
         return data["scans"], data["digits"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sightbridge.data.scenes.world import COLOURS, Pair, Scene, SceneObject, kinds_of
+from sightbridge.data.scenes.world import COLOURS, POSITIONS, Pair, Scene, SceneObject, all_pairs, kinds_of
 from sightbridge.errors import SettingsError, nearest
 
 QUESTION_TYPES = ("colour", "shape", "count", "position", "existence")
@@ -32,7 +32,7 @@ class Question:
 
 @cache
 def _languages() -> dict[str, Any]:
-    return yaml.safe_load((files(__package__) / "languages.yaml").read_text("utf-8"))
+    return yaml.safe_load((files("sightbridge.data.scenes") / "languages.yaml").read_text("utf-8"))
 
 
 def language_codes() -> list[str]:
@@ -122,18 +122,18 @@ def caption_prompt(rng: random.Random, code: str) -> str:
     return rng.choice(_words(code)["caption_prompt"])
 
 
-def statement(scene: Scene, code: str, rng: random.Random) -> Question:
-    """A statement that is true or false with equal chance."""
+def statement(scene: Scene, code: str, rng: random.Random, *, avoid: frozenset[Pair] = frozenset()) -> Question:
+    """A statement that is true or false with equal chance. ``avoid``: pairs that no false one speaks of."""
     words = _words(code)
     thing = rng.choice(scene.objects)
     true = rng.random() < 0.5
-    said = thing if true else _slightly_wrong(scene, thing, rng)
+    said = thing if true else _slightly_wrong(scene, thing, avoid, rng)
     forms = _forms(words, scene, said.kind, said.colour)
     text = words["statement"].format(**forms, position=position_word(said.position, code))
     return Question("statement", text, words["true" if true else "false"], code, thing.pair)
 
 
-def _slightly_wrong(scene: Scene, thing: SceneObject, rng: random.Random) -> SceneObject:
+def _slightly_wrong(scene: Scene, thing: SceneObject, avoid: frozenset[Pair], rng: random.Random) -> SceneObject:
     """The object with one property changed, so that no object of the scene fits."""
     there = {(o.kind, o.colour, o.position) for o in scene.objects}
     while True:
@@ -144,8 +144,8 @@ def _slightly_wrong(scene: Scene, thing: SceneObject, rng: random.Random) -> Sce
             case 1:
                 colour = rng.choice(COLOURS)
             case _:
-                position = rng.randrange(9)
-        if (kind, colour, position) not in there:
+                position = rng.randrange(POSITIONS)
+        if (kind, colour, position) not in there and (kind, colour) not in avoid:
             return SceneObject(kind, colour, position)
 
 
@@ -160,8 +160,8 @@ def question(
 ) -> Question | None:
     """A question of this type with exactly one right answer, or ``None`` if the scene allows none.
 
-    ``about``: if given, the question is about an object of one of these pairs. ``avoid``: pairs that no question asks
-    for in vain either.
+    ``about``: if given, the question is about an object of one of these pairs (or asks in vain for one of them).
+    ``avoid``: pairs that no question asks for in vain.
     """
     words = _words(code)
     things = [o for o in scene.objects if not about or o.pair in about]
@@ -185,7 +185,7 @@ def question(
             answer = position_word(thing.position, code)
         case "existence":
             if rng.random() < 0.5:
-                kind, colour = _absent(scene, thing, avoid, rng)
+                kind, colour = _absent(scene, thing, avoid, rng, about)
             answer = words["yes" if scene.count(kind, colour) else "no"]
         case "count":
             form = rng.choice(["count", "count_colour", "count_all"] if not about else ["count_colour"])
@@ -199,11 +199,21 @@ def question(
     return Question(type_, text, answer, code, thing.pair)
 
 
-def _absent(scene: Scene, thing: SceneObject, avoid: frozenset[Pair], rng: random.Random) -> Pair:
-    """A pair that the scene does not show, sharing kind or colour with an object where possible."""
-    kinds, shown = kinds_of(scene.object_set), {o.pair for o in scene.objects} | avoid
-    near = [(k, c) for k in kinds for c in COLOURS if (k, c) not in shown and (k == thing.kind or c == thing.colour)]
-    return rng.choice(near)
+def _absent(
+    scene: Scene,
+    thing: SceneObject,
+    avoid: frozenset[Pair],
+    rng: random.Random,
+    about: frozenset[Pair] = frozenset(),
+) -> Pair:
+    """A pair that the scene does not show, of ``about`` if given, sharing kind or colour with ``thing`` if possible.
+
+    If the scene shows all of ``about``, it is that of ``thing`` after all.
+    """
+    excluded = {o.pair for o in scene.objects} | avoid
+    absent = [pair for pair in all_pairs(scene.object_set) if pair not in excluded and (not about or pair in about)]
+    near = [pair for pair in absent if pair[0] == thing.kind or pair[1] == thing.colour]
+    return rng.choice(near or absent or [thing.pair])
 
 
 def questions(

@@ -10,9 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from sightbridge.data.scenes.draw import Box, draw_scene
-from sightbridge.data.scenes.language import caption, caption_prompt, phrase, questions, statement
-from sightbridge.data.scenes.world import NEW_COMBINATIONS, ObjectSet, Scene, sample_scene
+from sightbridge.data.scenes.language import caption, caption_prompt, language_name, phrase, questions, statement
+from sightbridge.data.scenes.world import NEW_COMBINATIONS, ObjectSet, Pair, Scene, sample_scene
 from sightbridge.errors import DataError
+
+MARK = "scenes.json"
+"""File that tells a folder of scenes from any other: what is in it."""
+ANNOTATIONS = (
+    "train",
+    "test",
+    "test_new",
+    "captions_train",
+    "statements_train",
+    "captions_test",
+    "statements_test",
+    "regions_test",
+)
+"""Names of the annotation files."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,18 @@ def write_scenes(
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
     - ``regions_test.json``: boxes with the phrase of what is in them.
+    - ``scenes.json``: the settings, and the pairs kept for ``test_new``.
 
     ``on_picture`` is called after each picture. The same settings give the same files. Raises ``DataError`` if the
-    folder already holds something else.
+    folder already holds something else, ``SettingsError`` for an unknown language.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "scenes.json").exists():
-        raise DataError(f"{folder} exists and holds other files; choose an empty folder or one written by data scenes")
+    for code in settings.languages:
+        language_name(code)  # an unknown one is told before pictures are drawn
+    _clear(folder)
     rng = random.Random(settings.seed)
     new = NEW_COMBINATIONS[settings.object_set]
-    # marks the folder as ours before anything else, so that an interrupted run can be repeated in place
-    _write_json(folder / "scenes.json", {"settings": vars(settings), "new_combinations": sorted(new)})
+    # before anything else, so that an interrupted run can be repeated in place
+    _write_json(folder / MARK, {"settings": vars(settings), "new_combinations": sorted(new)})
 
     def pictures(part: str, count: int, **constraints: Any) -> list[_Picture]:
         made = []
@@ -82,15 +98,24 @@ def write_scenes(
     }
     for part, chosen in (("train", train), ("test", test)):
         rows[f"captions_{part}"] = [_caption_row(p, part) for p in chosen]
-        rows[f"statements_{part}"] = [_statement_row(p, rng) for p in chosen]
+        rows[f"statements_{part}"] = [_statement_row(p, rng, avoid=new) for p in chosen]
     rows["regions_test"] = [_region_row(p) for p in test]
-    for name, content in rows.items():
-        _write_json(folder / f"{name}.json", content)
+    for name in ANNOTATIONS:
+        _write_json(folder / f"{name}.json", rows[name])
     return {name: len(content) for name, content in rows.items()}
 
 
+def _clear(folder: Path) -> None:
+    """Refuse a folder that is not ours; take away annotations that would no longer fit the pictures."""
+    ours = (folder / MARK).exists()
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DataError(f"{folder} exists and holds other files; choose an empty folder or one written by data scenes")
+    for name in ANNOTATIONS:
+        (folder / f"{name}.json").unlink(missing_ok=True)
+
+
 def _conversations(
-    picture: _Picture, rng: random.Random, n: int, per_row: int, **limits: frozenset[tuple[str, str]]
+    picture: _Picture, rng: random.Random, n: int, per_row: int, **limits: frozenset[Pair]
 ) -> Iterable[dict[str, Any]]:
     asked = questions(picture.scene, picture.language, rng, n, **limits)  # type: ignore[arg-type]
     for start in range(0, len(asked), per_row):
@@ -115,8 +140,8 @@ def _caption_row(picture: _Picture, part: str) -> dict[str, Any]:
     }
 
 
-def _statement_row(picture: _Picture, rng: random.Random) -> dict[str, Any]:
-    said = statement(picture.scene, picture.language, rng)
+def _statement_row(picture: _Picture, rng: random.Random, avoid: frozenset[Pair]) -> dict[str, Any]:
+    said = statement(picture.scene, picture.language, rng, avoid=avoid)
     turns = [{"from": "human", "value": f"<image>\n{said.text}"}, {"from": "gpt", "value": said.answer}]
     row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-statement", "image": picture.file}
     return row | {"conversations": turns, "language": picture.language, "type": said.type}
