@@ -128,6 +128,11 @@ class TrainingBatches:
         """Batches per epoch and process, rounded up."""
         return -(-len(self.dataset) // (self.batch_size * self.processes))
 
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches per epoch and process, on average: those of all epochs together are whole ones."""
+        return len(self.dataset) / (self.batch_size * self.processes)
+
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches that begin in epoch ``number``, but for the first ``skip``, whose pictures stay closed."""
         loader = _load(self.dataset, list(islice(self._keys(number), skip, None)), self.workers)
@@ -193,7 +198,7 @@ def _load(dataset: RecordDataset, keys: Sequence[Sequence[Key]], workers: int) -
             batch_size=None,
             sampler=keys,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             generator=torch.Generator(),  # of the workers' seeds: the run's own random state is left alone
         )
     )

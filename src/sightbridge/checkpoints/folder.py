@@ -1,0 +1,279 @@
+"""Our model folder: saving, loading, describing.
+
+    MODEL/sightbridge.json            manifest: settings, parts, hashes (see ``manifest``)
+    MODEL/connector.safetensors       one file per stored part
+    MODEL/tokenizer/                  the tokenizer, as transformers saves it
+
+A part that was trained, or has no source, is stored. A frozen part with a source is only referenced, unless the folder
+is to be self-contained: the bridge of a 7B model is then a few megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sightbridge
+from sightbridge.checkpoints.atomic import atomic_folder, existing_folder
+from sightbridge.checkpoints.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    PartEntry,
+    inner_path,
+    read_manifest,
+    write_manifest,
+)
+from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part, part_dtype, save_part
+from sightbridge.config.model import ModelSettings
+from sightbridge.data.processor import Processor
+from sightbridge.data.tokenizer import load_tokenizer
+from sightbridge.errors import CheckpointError
+from sightbridge.models.build import build_model
+from sightbridge.models.vlm import PARTS, VisionLanguageModel
+
+NOT_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+"""What a Hugging Face configuration says about its file, not about its model."""
+
+
+def save_model(
+    model: VisionLanguageModel,
+    processor: Processor,
+    settings: ModelSettings,
+    folder: str | Path,
+    *,
+    trained_parts: Collection[str],
+    self_contained: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model folder, or replace one, atomically; returns its path.
+
+    Args:
+        model: with trained weights.
+        processor: its tokenizer is written.
+        settings: that the model was built with.
+        folder: a new or empty folder, or a model folder.
+        trained_parts: parts whose weights changed. They are stored; weights of other parts with a source are not
+            written, so a changed part that is not named here would be lost.
+        self_contained: store every part, so that the folder loads without any source.
+        provenance: notes to keep in the manifest, such as recipe and steps; must be JSON.
+
+    Raises ``CheckpointError`` if ``folder`` holds anything but a model.
+    """
+    assert set(trained_parts) <= set(PARTS), f"parts are {PARTS}"
+    target = Path(folder).expanduser().resolve()
+    _check_replaceable(target)
+    model.language_model.assert_heads_untied()
+    with atomic_folder(target) as writing:
+        entries = {}
+        for name in PARTS:
+            source = getattr(getattr(settings, name), "source", None)
+            stored = self_contained or name in trained_parts or source is None
+            entries[name] = _save_part(model, name, source, name in trained_parts, writing if stored else None)
+        processor.tokenizer.save_pretrained(writing / TOKENIZER)
+        manifest = Manifest(
+            settings=_portable_settings(model, settings, {name for name in PARTS if entries[name].file}),
+            parts=entries,
+            tokenizer_files=_hash_files(writing / TOKENIZER),
+            tokens_per_image=model.tokens_per_image,
+            encoder_decoder=model.language_model.is_encoder_decoder,
+            versions={"sightbridge": sightbridge.__version__} | {n: version(n) for n in ("torch", "transformers")},
+            provenance=dict(provenance or {}),
+        )
+        write_manifest(manifest, writing)
+    return target
+
+
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", sources: Mapping[str, str] | None = None
+) -> tuple[VisionLanguageModel, Processor]:
+    """Load the model in a folder, in evaluation mode, and its processor.
+
+    Args:
+        folder: written by ``save_model``.
+        device: to move the model to.
+        sources: part -> folder or hub name, for referenced parts that lie elsewhere now.
+
+    Raises ``CheckpointError`` if the folder is of another kind or damaged, a referenced part is not found or is another
+    one than the model was trained with, or weights do not fit.
+    """
+    folder = existing_folder(Path(folder).expanduser().resolve())
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    try:
+        model = build_model(_settings_with(manifest, sources or {}))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} references a part that cannot be loaded. {error} "
+            "If it lies elsewhere now, say where with sources={PART: FOLDER}; a folder that was saved with "
+            "self_contained=True needs no sources."
+        ) from error
+    for name, entry in manifest.parts.items():
+        part = model.get_submodule(name)
+        if entry.file:
+            load_part(part, inner_path(folder, entry.file))
+        elif fingerprint(part) != entry.fingerprint:
+            raise CheckpointError(
+                f"{folder}: the {name.replace('_', ' ')} at '{getattr(manifest.settings, name).source}' is not the one "
+                "that this model was trained with: its weights differ. Give the right one with sources={PART: FOLDER}."
+            )
+    model.language_model.assert_heads_untied()
+    return model.eval().to(device), _load_processor(folder, manifest)
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """One part: ``what`` kind of model it is, whether its weights are stored in the folder, and ``bytes`` of the file.
+
+    ``bytes`` is ``None`` if the part is only referenced, or its file is missing.
+    """
+
+    name: str
+    what: str
+    stored: bool
+    source: str | None
+    trained: bool
+    parameters: int
+    dtype: str
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model folder holds."""
+
+    folder: Path
+    parts: tuple[PartDescription, ...]
+    manifest: Manifest
+
+    @property
+    def template(self) -> str:
+        """Name of the prompt template."""
+        return self.manifest.settings.prompt.template
+
+
+def describe(folder: str | Path) -> ModelDescription:
+    """Say what is in a model folder without reading a weight; raises ``CheckpointError`` if it is no model folder."""
+    folder = existing_folder(Path(folder).expanduser().resolve())
+    manifest = read_manifest(folder)
+    parts = []
+    for name, entry in manifest.parts.items():
+        settings = getattr(manifest.settings, name)
+        config = getattr(settings, "config", None)
+        what = settings.kind if name == "connector" else config["model_type"] if config else "as its source says"
+        path = inner_path(folder, entry.file) if entry.file else None
+        size = path.stat().st_size if path and path.is_file() else None
+        parts.append(
+            PartDescription(
+                name, what, path is not None, entry.source, entry.trained, entry.parameters, entry.dtype, size
+            )
+        )
+    return ModelDescription(folder, tuple(parts), manifest)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Never delete what is not ours."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise CheckpointError(f"{target}: is a file; choose a folder to save the model in.")
+    names = {path.name for path in target.iterdir()}
+    ours = {MANIFEST, TOKENIZER, *(f"{name}.safetensors" for name in PARTS)}
+    if names and (MANIFEST not in names or names - ours):
+        others = ", ".join(sorted(names - ours)[:3])
+        raise CheckpointError(f"{target}: holds files that are no part of a model ({others}); choose another folder.")
+
+
+def _save_part(
+    model: VisionLanguageModel, name: str, source: str | None, trained: bool, folder: Path | None
+) -> PartEntry:
+    """Describe a part, and write its weights if there is a ``folder`` for them."""
+    part = model.get_submodule(name)
+    file = f"{name}.safetensors" if folder else None
+    if folder and file:
+        save_part(part, folder / file)
+    return PartEntry(
+        file=file,
+        sha256=file_hash(folder / file) if folder and file else None,
+        source=source,
+        trained=trained,
+        parameters=sum(parameter.numel() for parameter in part.parameters()),
+        dtype=part_dtype(part),
+        fingerprint=fingerprint(part),
+    )
+
+
+def _portable_settings(model: VisionLanguageModel, settings: ModelSettings, stored: Collection[str]) -> ModelSettings:
+    """Settings that rebuild the model wherever the folder is: stored parts by their configuration alone.
+
+    The vision tower was cut down to what is used, so its configuration is that of the rest, and its layers are counted
+    from the front.
+    """
+    changes: dict[str, Any] = {}
+    for name in ("vision_tower", "language_model"):
+        part: Any = model.get_submodule(name)
+        old = getattr(settings, name)
+        if name in stored:
+            config = {key: value for key, value in part.model.config.to_dict().items() if key not in NOT_SETTINGS}
+            new = {"source": None, "config": config, "override": {}, "dtype": part_dtype(part)}
+            if name == "vision_tower":
+                new |= {"layers": model.vision_tower.layers or "output", "image_size": None}
+        else:  # a relative path would only hold in today's working directory
+            new = {"source": str(Path(old.source).resolve()) if Path(old.source).is_dir() else old.source}
+        changes[name] = type(old).model_validate(old.model_dump() | new)
+    return settings.model_copy(update=changes)
+
+
+def _settings_with(manifest: Manifest, sources: Mapping[str, str]) -> ModelSettings:
+    """The manifest's settings, with other sources for referenced parts."""
+    changes = {}
+    for name, source in sources.items():
+        if name not in manifest.parts or manifest.parts[name].file:
+            referenced = [part for part, entry in manifest.parts.items() if not entry.file]
+            raise CheckpointError(
+                f"sources: '{name}' is not a referenced part; those are: {', '.join(referenced) or '-'}."
+            )
+        changes[name] = getattr(manifest.settings, name).model_copy(update={"source": source})
+    return manifest.settings.model_copy(update=changes)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every stored file with its hash."""
+    if set(manifest.parts) != set(PARTS):
+        raise CheckpointError(
+            f"{folder / MANIFEST}: expected the parts {', '.join(PARTS)}, got {', '.join(manifest.parts)}."
+        )
+    hashes = {f"{TOKENIZER}/{name}": sha256 for name, sha256 in manifest.tokenizer_files.items()}
+    hashes |= {entry.file: entry.sha256 or "" for entry in manifest.parts.values() if entry.file}
+    for name, sha256 in hashes.items():
+        path = inner_path(folder, name)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: the file is missing. Copy the whole folder, or save the model again.")
+        if file_hash(path) != sha256:
+            raise CheckpointError(
+                f"{path}: the file is damaged or was exchanged: its SHA-256 is not the one in {MANIFEST}. "
+                "Restore it from a copy, or save the model again."
+            )
+
+
+def _load_processor(folder: Path, manifest: Manifest) -> Processor:
+    settings = manifest.settings
+    return Processor(
+        load_tokenizer(folder / TOKENIZER, settings.language_model.tokenizer_legacy),
+        settings.prompt,
+        settings.image,
+        tokens_per_image=manifest.tokens_per_image,
+        encoder_decoder=manifest.encoder_decoder,
+    )
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in ``folder``."""
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }

@@ -1,0 +1,107 @@
+"""``sightbridge.json``: what a model folder holds. What a folder is, is read here and never guessed from its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from sightbridge.config.base import Settings
+from sightbridge.config.model import ModelSettings
+from sightbridge.errors import CheckpointError
+
+MANIFEST = "sightbridge.json"
+"""Name of the manifest in a model folder."""
+TOKENIZER = "tokenizer"
+"""Name of the folder beside it that the tokenizer is in."""
+FORMAT = "sightbridge-model"
+FORMAT_VERSION = 1
+"""Grows whenever an older release could not read the folder rightly."""
+
+
+class PartEntry(Settings):
+    """One part of the model and where its weights are: in ``file``, or at the ``source`` that the settings name."""
+
+    file: str | None = Field(description="safetensors file beside the manifest, if the weights are stored here")
+    sha256: str | None = Field(description="of that file")
+    source: str | None = Field(description="where the weights came from; null = they began as random ones")
+    trained: bool = Field(description="whether they changed since")
+    parameters: int
+    dtype: str
+    fingerprint: str = Field(description="hash of samples of the weights, see checkpoints.weights.fingerprint")
+
+
+class Manifest(Settings):
+    """Everything but the weights and the tokenizer."""
+
+    format: Literal["sightbridge-model"] = FORMAT
+    format_version: int = FORMAT_VERSION
+    settings: ModelSettings = Field(description="builds the model; stored parts by configuration, others by source")
+    parts: dict[str, PartEntry]
+    tokenizer_files: dict[str, str] = Field(description="name in the tokenizer's folder -> SHA-256")
+    tokens_per_image: int
+    encoder_decoder: bool
+    versions: dict[str, str] = Field(description="of the libraries that wrote the folder")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="free notes: recipe, steps, data, ...")
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write the manifest into ``folder``."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a model folder.
+
+    Raises ``CheckpointError`` if there is no such folder, it is of another kind, its manifest is damaged, or it was
+    written by a newer release.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(_say_what_it_is(folder))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the manifest is damaged: {error}. Restore it from a copy.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not the manifest of a model: expected 'format': '{FORMAT}'.")
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that this release reads. "
+            "Update sightbridge."
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: the manifest is damaged at '{key}': {first['msg']}.") from error
+
+
+def inner_path(folder: Path, name: str) -> Path:
+    """Return the file that a manifest calls ``name``; raises ``CheckpointError`` if that is not inside ``folder``."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
+        raise CheckpointError(f"{folder / MANIFEST}: '{name}' is not the name of a file inside the folder.")
+    return folder / name
+
+
+def _say_what_it_is(folder: Path) -> str:
+    """Explain a folder without a manifest."""
+    if not folder.exists():
+        return f"{folder}: no such model folder."
+    if not folder.is_dir():
+        return f"{folder}: is a file, expected a model folder with {MANIFEST} in it."
+    inner = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if inner:
+        return f"{folder}: no {MANIFEST} in it. Did you mean {inner[-1]}?"
+    if (folder / "adapter_config.json").is_file():
+        kind = "it looks like a PEFT adapter"
+    elif (folder / "config.json").is_file():
+        kind = "it looks like a Hugging Face model, which a recipe can name as the 'source' of a part"
+    else:
+        kind = "it is not a model folder"
+    return f"{folder}: no {MANIFEST} in it; {kind}."

@@ -1,0 +1,98 @@
+"""Weights of one part of a model: to a safetensors file, from it, and a fingerprint to know them by."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sightbridge.errors import CheckpointError
+
+
+def unique_tensors(part: nn.Module) -> dict[str, Tensor]:
+    """Return the state of ``part`` with every tensor once, under its first name: T5 has one table under three."""
+    tensors: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in part.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        tensors[name] = tensor
+    return tensors
+
+
+def part_dtype(part: nn.Module) -> str:
+    """Name of the type that the weights of ``part`` are held in."""
+    return str(next(part.parameters()).dtype).removeprefix("torch.")
+
+
+def save_part(part: nn.Module, path: Path) -> None:
+    """Write every tensor of ``part`` once."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in unique_tensors(part).items()}, path)
+
+
+def load_part(part: nn.Module, path: Path) -> None:
+    """Fill ``part`` with what ``save_part`` wrote, in place.
+
+    Raises ``CheckpointError`` if the file is damaged, or its keys or shapes are not exactly those of ``part``.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    wanted = unique_tensors(part)
+    problems = [
+        _list_problem("missing", sorted(wanted.keys() - weights.keys())),
+        _list_problem("unexpected", sorted(weights.keys() - wanted.keys())),
+        _list_problem(
+            "differently shaped",
+            [
+                f"{name} (expected {tuple(wanted[name].shape)}, got {tuple(weights[name].shape)})"
+                for name in sorted(wanted.keys() & weights.keys())
+                if wanted[name].shape != weights[name].shape
+            ],
+        ),
+    ]
+    if any(problems):
+        raise CheckpointError(
+            f"{path}: the weights do not fit the model that the manifest describes: "
+            f"{'; '.join(filter(None, problems))}. Was the manifest or the file exchanged?"
+        )
+    # Each tensor takes on the file's type; casting the whole part instead would also cast what no file holds, such as
+    # the float32 frequencies of rotary embeddings.
+    places = dict(part.named_parameters(remove_duplicate=False)) | dict(part.named_buffers(remove_duplicate=False))
+    for name, tensor in weights.items():
+        places[name].data = tensor.clone()
+
+
+def fingerprint(part: nn.Module) -> str:
+    """Return a hash of samples of all weights, the same wherever and under whatever names they are loaded.
+
+    It tells a language model from its fine-tuned cousin without reading gigabytes twice. Position tables are left out:
+    resampling them for another picture size may differ in the last bit between machines.
+    """
+    samples = []
+    for name, tensor in unique_tensors(part).items():
+        if "position" not in name:
+            values = tensor.detach().flatten()
+            values = values[:: max(1, len(values) // 64)][:64].contiguous().cpu()
+            samples.append(f"{tuple(tensor.shape)}{tensor.dtype}".encode() + values.view(torch.uint8).numpy().tobytes())
+    return hashlib.sha256(b"".join(sorted(samples))).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _list_problem(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {kind}: {', '.join(names[:5])}{more}"
