@@ -23,13 +23,13 @@ class ParentRecipe(Settings):
         PromptSettings(template="vicuna_v1"), description="language: how prompts are written"
     )
     languages: list[str] = Field(default=["en", "de", "es", "zh"], description="language: what scenes are described in")
-    vocabulary: int = Field(default=1024, ge=300, description="language: most tokens of the tokenizer trained on the way")
+    vocabulary: int = Field(default=1024, ge=300, description="language: most tokens of the tokenizer it trains")
     questions: int = Field(default=4, ge=1, description="language: turns of a conversation")
+    first_language_steps: int = Field(
+        default=0, ge=0, description="language: steps of easy questions about shapes in the first language, beforehand"
+    )
     first_lessons: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="language: share of the steps, at the start, in the first language about shapes only",
+        default=0.0, ge=0, le=1, description="language: share of the steps, at the start, with easy questions only"
     )
     optim: OptimSettings = OptimSettings()
     training: TrainingSettings

@@ -14,6 +14,7 @@ from sightbridge.batch import IGNORE_INDEX, Batch
 from sightbridge.config.model import LanguageModelSettings
 from sightbridge.config.parent import ParentRecipe
 from sightbridge.data.processor import Processor
+from sightbridge.data.scenes.language import dictionary
 from sightbridge.models.build import build_language_model
 from sightbridge.models.language_model import LanguageModel
 from sightbridge.models.splice import splice
@@ -65,6 +66,20 @@ def start_by_matching(model: nn.Module) -> None:
             output.copy_(0.5 * value.T)
 
 
+@torch.no_grad()
+def learn_dictionary(embeddings: nn.Embedding, tokenizer: Any, own: float = 0.3) -> None:
+    """Give every word the embedding of the first language's word for the same, so that languages need not start anew.
+
+    As in transfer to new languages by a bilingual dictionary (Minixhofer et al., WECHSEL, 2022). ``own`` is the share
+    of its own random vector that a word keeps. A word of several tokens (a Chinese one) is represented by its first.
+    """
+    for words in dictionary():
+        tokens = [tokenizer(" " + word, add_special_tokens=False).input_ids for word in words]
+        first, *others = dict.fromkeys(next(i for i in word if tokenizer.decode([i]).strip()) for word in tokens)
+        shared = embeddings.weight[first]
+        embeddings.weight[others] = (shared + own * embeddings.weight[others]) / (1 + own**2) ** 0.5
+
+
 def train_language_parent(recipe: ParentRecipe, folder: Path) -> dict[str, Any]:
     """Train tokenizer and language model, write them as a Hugging Face folder; returns accuracy per way of telling."""
     tokenizer = train_tokenizer(recipe)
@@ -85,14 +100,23 @@ def train_language_parent(recipe: ParentRecipe, folder: Path) -> dict[str, Any]:
     )
     texts = SceneTexts(recipe, processor)
     model = PhraseReader(language_model)
+    if recipe.first_language_steps:
+        lessons = SceneTexts(recipe, processor, first_lessons_only=True)
+        training = recipe.training.model_copy(update={"steps": recipe.first_language_steps})
+        train(model, lessons, training, recipe.optim, folder / "run" / "first_language", title="first language")
+    learn_dictionary(language_model.model.get_input_embeddings(), tokenizer)
 
     def evaluate(reader: nn.Module, step: int) -> dict[str, float]:
         return answer_accuracy(cast(PhraseReader, reader), texts)
 
-    history = train(model, texts, recipe.training, recipe.optim, folder / "run", evaluate=evaluate, title="reading")
-    language_model.assert_heads_untied()
-    language_model.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    def save(reader: nn.Module, step: int) -> None:
+        language_model.assert_heads_untied()
+        language_model.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    history = train(
+        model, texts, recipe.training, recipe.optim, folder / "run", evaluate=evaluate, save=save, title="reading"
+    )
     return history[-1]
 
 

@@ -83,36 +83,49 @@ class SceneTexts:
 
     recipe: ParentRecipe
     processor: Processor
+    first_lessons_only: bool = False
     batches_per_epoch: int = 1000
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch; the first ``first_lessons`` of all steps are easier."""
-        easy_until = (self.recipe.training.steps or 0) * self.recipe.first_lessons
+        """The batches of an epoch."""
         for index in range(self.batches_per_epoch):
             step = number * self.batches_per_epoch + index
-            yield self.batch(random.Random(f"{self.recipe.training.seed}/{step}"), easy=step < easy_until)
+            yield self.batch(random.Random(f"{self.recipe.training.seed}/{step}"), self._lesson(step))
 
-    def batch(self, rng: random.Random, *, easy: bool = False, way: str | None = None) -> Batch:
+    def _lesson(self, step: int) -> float:
+        """How far the first lessons have come at a step: 0 to 1, 1 = they are over."""
+        if self.first_lessons_only:
+            return 0.0
+        lessons = (self.recipe.training.steps or 0) * self.recipe.first_lessons
+        return min(1.0, step / lessons) if lessons else 1.0
+
+    def batch(self, rng: random.Random, lesson: float = 1.0, way: str | None = None) -> Batch:
         """One batch, all of its rows told the same way: ``phrases``, ``caption`` or ``nothing`` at all.
 
-        (A model that is also asked without having been told anything learns how to guess.)
+        (A model that is also asked without having been told anything learns how to guess.) The first lessons are easy
+        ones; some of them stay, so that what they taught is kept.
         """
-        way = way or ("phrases" if easy else rng.choices(["phrases", "caption", "nothing"], [82, 15, 3])[0])
-        rows = [self._row(rng, easy, way, f"{index}") for index in range(self.recipe.training.batch_size)]
+        if way is None:
+            way = "phrases" if lesson < 1 else rng.choices(["phrases", "caption", "nothing"], [82, 15, 3])[0]
+        share_of_easy = 1.0 if lesson < 1 else 0.3 if way == "phrases" else 0.0
+        rows = [
+            self._row(rng, rng.random() < share_of_easy, way, str(index))
+            for index in range(self.recipe.training.batch_size)
+        ]
         return self.processor.collate(rows)
 
     def _row(self, rng: random.Random, easy: bool, way: str, name: str) -> Row:
-        languages = self.recipe.languages[:1] if easy else self.recipe.languages
+        languages = self.recipe.languages[:1] if self.first_lessons_only else self.recipe.languages
         code = rng.choice(languages)
         scene, asked = self._ask(rng, code, easy)
         told, words = "", None
         if way == "caption":
             told = _caption(scene, rng.choice([code, code, *languages]), rng) + "\n"
         elif way == "phrases":
-            words = self._phrases(scene, _languages_told(code, languages, rng), rng)
+            words = self._phrases(scene, [code] if easy else _languages_told(code, languages, rng), rng)
             told = IMAGE_MARKER * len(words) + "\n"
         turns = []
         for index, question in enumerate(asked):
@@ -135,7 +148,9 @@ class SceneTexts:
         """
         wanted, kinds = self.recipe.questions, ("colour", "shape", "position") if easy else QUESTION_TYPES
         while True:
-            scene = sample_scene(rng, "shapes" if easy else rng.choice(["shapes", "shapes", "digits"]))
+            scene = sample_scene(
+                rng, "shapes" if self.first_lessons_only else rng.choice(["shapes", "shapes", "digits"])
+            )
             if easy and not _all_different(scene):
                 continue
             if asked := questions(scene, code, rng, wanted, types=kinds):

@@ -67,6 +67,27 @@ def position_word(position: int, code: str) -> str:
     return _words(code)["positions"][position]
 
 
+def dictionary() -> list[list[str]]:
+    """Words that mean the same: for each concept (a colour, a kind, a direction, ...) its words in all languages.
+
+    The first word of each is one of the first language.
+    """
+    concepts: dict[str, list[str]] = {}
+    for words in _languages().values():
+        for colour, shades in words["colours"].items():
+            for form, word in shades.items():
+                if form != "a":
+                    concepts.setdefault(colour, []).extend(word.values() if isinstance(word, dict) else [word])
+        for noun_of, noun in [*words["kinds"].items(), *words["thing"].items()]:
+            concepts.setdefault(noun_of, []).extend([noun["one"], noun["many"]])
+        for group in ("asking", "directions"):
+            for concept, word in words[group].items():
+                concepts.setdefault(f"{group} {concept}", []).append(word)
+        for answer in ("yes", "no", "true", "false"):
+            concepts.setdefault(answer, []).append(words[answer])
+    return [list(dict.fromkeys(forms)) for forms in concepts.values()]
+
+
 def _noun(words: dict[str, Any], kind: str) -> dict[str, str]:
     if kind in words["kinds"]:
         return words["kinds"][kind]
