@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sightbridge.errors import SettingsError
@@ -39,6 +43,13 @@ class Meter:
         self._samples += result.samples
         self._grad_norm = result.grad_norm
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside, on evaluations and checkpoints; what was counted before stays."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
     def summary(self) -> dict[str, float]:
         """Loss per target token over the interval, rates per second, share of time spent waiting for data, memory."""
         seconds = time.perf_counter() - self._started
@@ -56,13 +67,14 @@ def peak_memory_gb() -> float:
     """Peak memory so far: of the GPU if there is one, else of this process. Gigabytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class RunLog:
-    """Writes ``log.jsonl`` (always), TensorBoard files (if asked) and a progress bar (if in a terminal).
+    """Writes ``log.jsonl`` (always), TensorBoard files (if asked) and a progress bar (on stderr, if it is a terminal).
 
-    Only the main process writes; the others keep quiet.
+    Only the main process writes; the others keep quiet. Raises ``SettingsError`` if the tensorboard package is missing.
     """
 
     def __init__(self, folder: Path, total_steps: int, *, main_process: bool, tensorboard: bool, title: str) -> None:
@@ -71,14 +83,17 @@ class RunLog:
         self._file = self._board = self._progress = None
         if main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "log.jsonl").open("w", encoding="utf-8")
             self._board = _tensorboard_writer(folder) if tensorboard else None
+            self._file = (folder / "log.jsonl").open("w", encoding="utf-8")
+            terminal = Console(stderr=True)
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
+                console=terminal,
+                disable=not terminal.is_terminal,
             )
             self._task = self._progress.add_task(title, total=total_steps, note="")
 
@@ -109,10 +124,8 @@ class RunLog:
         if self._file and self._progress:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            note = (
-                f"loss {values['loss']:.3f}  {values['samples_per_second']:.0f} samples/s" if kind == "train" else None
-            )
-            if note:
+            if kind == "train":
+                note = f"loss {values['loss']:.3f}  {values['samples_per_second']:.0f} samples/s"
                 self._progress.update(self._task, note=note)
         if self._board:
             for key, value in values.items():

@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -26,8 +27,9 @@ from sightbridge.training.step import training_step
 class Batches(Protocol):
     """What the loop trains on: batches by epoch, this process's share of them."""
 
-    def __len__(self) -> int:
-        """Batches per epoch."""
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches per epoch; not a whole number where a batch may run over an epoch's end."""
         ...
 
     def epoch(self, number: int) -> Iterable[Batch]:
@@ -58,15 +60,16 @@ def train(
 
     One process or many, as ``accelerate launch`` or ``torchrun`` started it. Writes ``log.jsonl`` into ``folder``.
     ``evaluate`` and ``save`` run every ``training.evaluate_every`` / ``save_every`` steps and after the last.
+    Leaves the model in evaluation mode.
 
     Raises ``DataError`` if there is no batch, ``SightbridgeError`` if the loss is not finite.
     """
-    precision = {"fp32": "no", "bf16": "bf16"}[training.precision]
-    accelerator = accelerator or Accelerator(mixed_precision=precision)
+    total = total_steps(training, batches.batches_per_epoch)
+    accelerator = accelerator or make_accelerator(training.precision)
     set_seed(training.seed)
     optimizer = build_optimizer(model, training.parts, optim)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    total = total_steps(training, len(batches))
+    bare = accelerator.unwrap_model(wrapped)
 
     log = RunLog(folder, total, main_process=accelerator.is_main_process, tensorboard=training.tensorboard, title=title)
     meter = Meter()
@@ -87,23 +90,34 @@ def train(
                 rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
                 log.write("train", done, meter.summary() | rates)
                 meter.reset()
-            if evaluate and (last or _due(done, training.evaluate_every)):
-                log.write("evaluation", done, _evaluate(evaluate, accelerator.unwrap_model(wrapped), done))
-                meter.reset()
-            if save and accelerator.is_main_process and (last or _due(done, training.save_every)):
-                save(accelerator.unwrap_model(wrapped), done)
+            with meter.paused():
+                if evaluate and (last or _due(done, training.evaluate_every)):
+                    log.write("evaluation", done, _evaluate(evaluate, bare, done))
+                if save and accelerator.is_main_process and (last or _due(done, training.save_every)):
+                    save(bare, done)
     accelerator.wait_for_everyone()
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()  # takes bf16's autocast off the model's forward
     return log.history
 
 
-def total_steps(training: TrainingSettings, batches_per_epoch: int) -> int:
-    """Optimiser steps of a run; a trailing group of micro-batches carries over into the next epoch."""
+def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
+    """Find the devices and processes to train on. A process may do so again, also with another precision."""
+    AcceleratorState._reset_state()  # shared by all accelerators, it would refuse the second run's precision
+    return Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
+
+
+def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:
+    """Optimiser steps of a run. Epochs round up, so that every record is seen at least so many times.
+
+    A step may run over an epoch's end: micro-batches left over at the end of one are in a step with the next one's.
+    """
     if batches_per_epoch == 0:
         raise DataError("there is nothing to train on: the training sources hold no batch (see data.train)")
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None
-    return max(1, math.floor(training.epochs * batches_per_epoch / training.accumulation))
+    steps = training.epochs * batches_per_epoch / training.accumulation
+    return max(1, math.ceil(round(steps, 6)))  # rounded first: 0.07 * 100 is 7.000000000000001
 
 
 def _step_batches(batches: Batches, accumulation: int) -> Iterator[list[Batch]]:

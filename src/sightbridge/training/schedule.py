@@ -17,7 +17,7 @@ def warmup_length(optim: OptimSettings, total_steps: int) -> int:
 def learning_rate(step: int, total_steps: int, optim: OptimSettings, peak: float | None = None) -> float:
     """Learning rate of the step with index ``step`` (0 = first).
 
-    Linear from ``warmup_lr`` to the peak, then cosine, linear or constant down to ``min_lr``. As in LAVIS and in
+    Linear from ``warmup_lr`` to the peak; then cosine or linear down to ``min_lr``, or constant. As in LAVIS and in
     transformers' schedules, the first step of a warm-up runs at ``warmup_lr`` itself and the step after the warm-up
     at the peak. ``peak`` is a part's own learning rate, where it has one; a part slower than ``min_lr`` stays put.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from sightbridge.batch import Batch
 from sightbridge.errors import SightbridgeError
@@ -34,7 +35,9 @@ def training_step(
 
     Every micro-batch's loss is a *sum* over its target tokens; the gradient is divided once by the number of target
     tokens of the whole step, over micro-batches and processes. So 1 x 32, 4 x 8 and 4 processes x 8 are the same step
-    (weighting micro-batches alike instead is the accumulation defect of transformers' issue 24725).
+    (weighting micro-batches alike instead is the accumulation defect that transformers had until October 2024).
+
+    ``clip_norm``: largest gradient norm, ``None`` = no clipping.
 
     Raises ``SightbridgeError``, before any weight changes, if the loss or the gradient is not finite.
     """
@@ -43,32 +46,33 @@ def training_step(
     counts = accelerator.reduce(counts, "sum")
     target_tokens, samples = (int(c) for c in counts.tolist())  # type: ignore[union-attr]
 
-    total = torch.zeros((), device=device)
+    losses = []
     for i, batch in enumerate(batches):
-        last = i == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-            loss_sum, _ = model(batch.to(device))
-        # DistributedDataParallel averages gradients over processes: undo it, the division is ours
-        with nullcontext() if last else accelerator.no_sync(model):
+        with nullcontext() if i == len(batches) - 1 else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss_sum, count = model(batch.to(device))
+            assert count == batch.n_target_tokens, "the model and the batch count targets differently"
+            # DistributedDataParallel averages gradients over processes: undo it, the division is ours
             accelerator.backward(loss_sum * (accelerator.num_processes / max(1, target_tokens)))
-        total += loss_sum.detach().float()
+        losses.append(loss_sum.detach().float())
 
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = accelerator.clip_grad_norm_(trained, clip_norm if clip_norm is not None else float("inf"))
-    loss = float(accelerator.reduce(total, "sum")) / max(1, target_tokens)  # type: ignore[arg-type]
+    loss = float(accelerator.reduce(torch.stack(losses).sum(), "sum")) / max(1, target_tokens)  # type: ignore[arg-type]
     norm = float(grad_norm) if grad_norm is not None else 0.0
-    _check_finite(loss, norm, batches)
+    _check_finite(loss, norm, batches, losses)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, norm, target_tokens, samples)
 
 
-def _check_finite(loss: float, grad_norm: float, batches: Sequence[Batch]) -> None:
-    if torch.tensor([loss, grad_norm]).isfinite().all():
+def _check_finite(loss: float, grad_norm: float, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
+    """Stop at a loss or gradient that is not finite, naming the records of the micro-batches it can come from."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
         return
-    ids = [name for batch in batches for name in batch.ids]
+    not_finite = [batch for batch, own in zip(batches, losses, strict=True) if not own.isfinite()]
+    names = [name for batch in not_finite or batches for name in batch.ids]
     raise SightbridgeError(
         f"the loss ({loss}) or the gradient norm ({grad_norm}) is not finite, so the step was not taken. "
-        f"Records: {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}. "
-        "Lower optim.lr, lengthen the warm-up, or use training.precision=fp32"
+        f"Records: {', '.join(names)}. Lower optim.lr, lengthen the warm-up, or use training.precision=fp32."
     )
