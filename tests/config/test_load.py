@@ -246,10 +246,15 @@ def test_validate_works_for_any_settings() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_saved_recipes_load_back_equal(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name, ["optim.eps=1e-9", "hardware='1e-4'", "description='no: # \"x\" é 你'"])
+    recipe = read_recipe(name, ["optim.eps=1e-9", "hardware='1e-4'", "description='no: # \"x\" é 你'"]).recipe
     save_resolved(recipe, tmp_path / "run" / "recipe.yaml")
-    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    assert read_recipe(tmp_path / "run" / "recipe.yaml").recipe == recipe
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+def test_a_parents_recipe_is_no_ordinary_one() -> None:
+    with pytest.raises(SettingsError, match=r"parent-vision\.yaml:4: .* 'sightbridge train tiny/parent-vision' runs it"):
+        load_recipe("tiny/parent-vision")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sightbridge.config.load import load_recipe, recipe_names
+from sightbridge.config.load import read_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_packages_are_ranges_with_a_tested_version(requirement: Requirement) -> 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = read_recipe(name).recipe
     assert recipe.description
     assert recipe.hardware
 

@@ -32,14 +32,14 @@ def recipes(
       sightbridge recipes tiny cpu
       sightbridge recipes --schema > recipe.schema.json
     """
-    from sightbridge.config.load import load_recipe, recipe_names, recipe_schema
+    from sightbridge.config.load import read_recipe, recipe_names, recipe_schema
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))
         return
     table = new_table("recipe", "description", "hardware")
     for name in recipe_names():
-        recipe = load_recipe(name)
+        recipe = read_recipe(name).recipe
         row = (name, recipe.description, recipe.hardware)
         if all(word.lower() in " ".join(row).lower() for word in words or []):
             table.add_row(*row)

@@ -68,8 +68,8 @@ class LoadedRecipe:
             raise SettingsError(f"{where}: {named}", error.key) from error
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe | ParentRecipe:
-    """Settings of one run.
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Settings of one run that trains a model.
 
     Args:
         name_or_path: a shipped recipe such as ``tiny/random``, or a YAML file. A file with a top-level
@@ -80,13 +80,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Raises:
         SettingsError: anything is unknown, missing or of the wrong type; all such problems at once, each with its
-            dotted key, what was expected, and the line or override it stands in.
+            dotted key, what was expected, and the line or override it stands in. Also for the recipe of a parent
+            (see ``ParentRecipe``), which has no model.
     """
-    return read_recipe(name_or_path, overrides).recipe
+    loaded = read_recipe(name_or_path, overrides)
+    if isinstance(loaded.recipe, ParentRecipe):
+        raise SettingsError(
+            f"{loaded.where('parent')}: '{loaded.name}' trains a parent on one modality alone and has no model of "
+            f"pictures and text; 'sightbridge train {loaded.name}' runs it",
+            "parent",
+        )
+    return loaded.recipe
 
 
 def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Like ``load_recipe``, keeping where each setting was given."""
+    """Like ``load_recipe``, keeping where each setting was given; the recipe of a parent is read too."""
     tree = _read_file(find_recipe(str(name_or_path)), ())
     for index, override in enumerate(overrides, start=1):
         tree = _apply(tree, override, f"override {index}")
