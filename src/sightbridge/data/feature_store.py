@@ -30,12 +30,7 @@ class FeatureStore:
 
         Raises ``SettingsError`` if training draws a new view of every picture each epoch: there is nothing to keep.
         """
-        if image.augment != "none":
-            raise SettingsError(
-                f"keep_features needs the same view of a picture in every epoch; image.augment is '{image.augment}'. "
-                "Set image.augment=none or data.keep_features=false.",
-                key="data.keep_features",
-            )
+        check_same_view(image)
         self._features: dict[str, Tensor] = {}
         self._errors: dict[str, str] = {}
         pictures = self._open_distinct(records, ImageTransform(image))
@@ -70,3 +65,13 @@ class FeatureStore:
     def nbytes(self) -> int:
         """Memory taken, in bytes."""
         return sum(features.nbytes for features in self._features.values())
+
+
+def check_same_view(image: ImageSettings) -> None:
+    """Raise ``SettingsError`` if training draws a new view of every picture each epoch."""
+    if image.augment != "none":
+        raise SettingsError(
+            f"keep_features needs the same view of a picture in every epoch; image.augment is '{image.augment}'. "
+            "Set image.augment=none or data.keep_features=false.",
+            key="data.keep_features",
+        )

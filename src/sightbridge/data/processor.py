@@ -114,6 +114,19 @@ class Processor:
         features: FeatureStore | None = None,
     ) -> Row:
         """Make one record ready; ``features`` replaces opening its pictures. Arguments and errors as for a call."""
+        encoded = self.encode(record, for_generation=for_generation, training=training, epoch=epoch)
+        images = record.images[: encoded.images]  # the switch drop_cut_images may have dropped the last ones
+        if not images:
+            return Row(record.id, encoded)
+        if features is not None:
+            return Row(record.id, encoded, features=torch.stack([features[source] for source in images]))
+        pixels = [self._open(source, record, i, training, epoch) for i, source in enumerate(images)]
+        return Row(record.id, encoded, pixels=torch.stack(pixels))
+
+    def encode(
+        self, record: Record, *, for_generation: bool = False, training: bool = False, epoch: int = 0
+    ) -> Encoded:
+        """Make ids, slots and labels of a record without opening its pictures. Arguments and errors as for a call."""
         try:
             rendered = render(
                 self.template,
@@ -131,14 +144,7 @@ class Processor:
             )
         except DataError as error:
             raise type(error)(f"{record.where}: {error}" if record.where else str(error)) from error
-        encoded = self._check_targets(encoded, record, for_generation)
-        images = record.images[: encoded.images]  # the switch drop_cut_images may have dropped the last ones
-        if not images:
-            return Row(record.id, encoded)
-        if features is not None:
-            return Row(record.id, encoded, features=torch.stack([features[source] for source in images]))
-        pixels = [self._open(source, record, i, training, epoch) for i, source in enumerate(images)]
-        return Row(record.id, encoded, pixels=torch.stack(pixels))
+        return self._check_targets(encoded, record, for_generation)
 
     def _check_targets(self, encoded: Encoded, record: Record, for_generation: bool) -> Encoded:
         """Earlier answers are no targets of a prompt, and a row that is no prompt must have some."""
@@ -196,15 +202,19 @@ class Processor:
         """
         return self([prompt_record(images, question)], for_generation=True)
 
-    def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Turn generated ids (B, L), without the prompt, into answers: up to the first end, without special tokens."""
+    def decode(self, ids: Tensor | Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
+        """Turn generated ids (B, L), without the prompt, into answers: up to the first end, without special tokens.
+
+        An end is an EOS, or one of the texts in ``stop`` or of the prompt template.
+        """
         rows = ids.tolist() if isinstance(ids, Tensor) else ids
         answers = []
         for row in rows:
             end = next((i for i, token in enumerate(row) if token in self.eos_ids), len(row))
-            text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
-            for stop in self.stop_strings:
-                text = text.split(stop)[0]
+            # Tidying spaces in front of full stops, which some tokenizers' files ask for, changes what was written.
+            text = self.tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for end_text in (*self.stop_strings, *stop):
+                text = text.split(end_text)[0]
             answers.append(text.strip())
         return answers
 

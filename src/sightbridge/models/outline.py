@@ -1,0 +1,53 @@
+"""What can be known of a model before a single weight is loaded: its shape, from configurations alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModel
+from transformers.initialization import no_init_weights
+
+from sightbridge.config.model import ModelSettings
+from sightbridge.errors import SettingsError
+from sightbridge.models.build import VISION_CLASSES, find_config
+from sightbridge.models.connectors import build_connector
+from sightbridge.models.vision_tower import VisionTower
+
+
+@dataclass(frozen=True)
+class Outline:
+    """``tokens_per_image``: slots one picture fills. ``vocabulary``: rows of the language model's embedding table."""
+
+    tokens_per_image: int
+    encoder_decoder: bool
+    vocabulary: int
+
+
+def outline(settings: ModelSettings) -> Outline:
+    """Read the parts' configurations and build tower and connector without memory, on the meta device.
+
+    Raises:
+        SettingsError: a configuration or an option is wrong, or pictures have another size than the tower takes.
+        CheckpointError: a source was not found.
+    """
+    config = find_config(settings.vision_tower, "vision_tower")
+    if settings.vision_tower.image_size is not None:
+        config.image_size = settings.vision_tower.image_size
+    if settings.image.size != config.image_size:
+        raise SettingsError(
+            f"Pictures are made {settings.image.size} pixels wide, but the vision tower takes {config.image_size}. Set "
+            "model.image.size, or model.vision_tower.image_size to give the tower another size.",
+            key="model.image.size",
+        )
+    vision_class = VISION_CLASSES.get(config.model_type, AutoModel)
+    build = getattr(vision_class, "from_config", None) or vision_class._from_config
+    with torch.device("meta"), no_init_weights():
+        tower = VisionTower(build(config), settings.vision_tower.layers, settings.vision_tower.class_token)
+        connector = build_connector(settings.connector, tower.channels, tower.positions, out_width=1)
+    language_config = find_config(settings.language_model, "language_model")
+    return Outline(
+        tokens_per_image=connector.tokens_per_image,  # type: ignore[arg-type]
+        encoder_decoder=bool(language_config.is_encoder_decoder),
+        vocabulary=language_config.get_text_config().vocab_size,
+    )

@@ -1,0 +1,142 @@
+"""Everything that can be found wrong with a run before a single weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from sightbridge.config.data import DataSettings
+from sightbridge.config.load import LoadedRecipe
+from sightbridge.config.recipe import Recipe
+from sightbridge.data.bad_samples import BadSample, BadSamples, check_images
+from sightbridge.data.feature_store import check_same_view
+from sightbridge.data.processor import Processor
+from sightbridge.data.readers import get_reader, read_sources
+from sightbridge.data.record import Record
+from sightbridge.data.tokenizer import load_tokenizer
+from sightbridge.errors import DataError, SettingsError
+from sightbridge.models.build import resolve_source
+from sightbridge.models.connectors import check_connector
+from sightbridge.models.outline import outline
+from sightbridge.text.encode import NoTargetError
+
+Which = Literal["train", "validation"]
+Watch = Callable[[Sequence[Record], str], Iterable[Record]]
+"""Shows progress through records that are checked; the second argument says what for."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that may start: its processor, its usable records, and the ones left out (already within the limit)."""
+
+    processor: Processor
+    train: list[Record]
+    validation: list[Record]
+    left_out: Mapping[Which, Sequence[BadSample]]
+
+
+def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records) -> Checked:
+    """Check settings, template, tokenizer, annotation files, pictures and every row's targets.
+
+    Picture files are looked for, not opened: a broken one is found while training, and counted then.
+
+    Raises:
+        SettingsError: with the file and line, or the override, that the wrong setting was given in.
+        CheckpointError: a tokenizer or a part's configuration was not found.
+        DataError: an annotation file is wrong, a record leaves nothing to learn (unless ``data.no_target`` is "skip"),
+            or more records than ``data.bad_limit`` cannot be used.
+    """
+    recipe = loaded.recipe
+    assert isinstance(recipe, Recipe), "a parent has no model to check"
+    with loaded.locating():
+        check_settings(recipe)
+        processor = make_processor(recipe)
+    train, train_left_out = _usable(recipe.data, "train", processor, watch)
+    validation, validation_left_out = _usable(recipe.data, "validation", processor, watch)
+    if not train:
+        raise DataError(
+            f"there is nothing to train on: none of the {len(train_left_out)} training records can be used; the last "
+            f"reason: {train_left_out[-1].reason}"
+        )
+    return Checked(processor, train, validation, {"train": train_left_out, "validation": validation_left_out})
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Check what one setting means for another."""
+    check_connector(recipe.model.connector)
+    for which in ("train", "validation"):
+        for index, source in enumerate(getattr(recipe.data, which)):
+            with _inside(f"data.{which}.{index}"):
+                get_reader(source.format)
+    if all(getattr(recipe.training.parts, name).train == "frozen" for name in type(recipe.training.parts).model_fields):
+        raise SettingsError(
+            "nothing to train: every part is frozen. Set training.parts.connector.train=full", key="training.parts"
+        )
+    if not recipe.data.train:
+        raise SettingsError("there is nothing to train on: give at least one source", key="data.train")
+    if recipe.data.keep_features:
+        check_same_view(recipe.model.image)
+        if recipe.training.parts.vision_tower.train != "frozen":
+            raise SettingsError(
+                "the features of a vision tower that trains change with every step and cannot be kept. Set "
+                "data.keep_features=false or training.parts.vision_tower.train=frozen.",
+                key="data.keep_features",
+            )
+
+
+def make_processor(recipe: Recipe) -> Processor:
+    """Open tokenizer and template, and find out from configurations how many slots a picture fills."""
+    model = recipe.model
+    shape = outline(model)
+    source = model.language_model.tokenizer or model.language_model.source
+    if source is None:
+        raise SettingsError(
+            "a language model with random weights brings no tokenizer; give a folder with the tokenizer's files",
+            key="model.language_model.tokenizer",
+        )
+    tokenizer = load_tokenizer(resolve_source(source), model.language_model.tokenizer_legacy)
+    if len(tokenizer) > shape.vocabulary:
+        raise SettingsError(
+            f"the tokenizer in '{source}' has {len(tokenizer)} tokens, but the language model knows only "
+            f"{shape.vocabulary}. Give the tokenizer that belongs to it.",
+            key="model.language_model.tokenizer",
+        )
+    with _inside("model"):
+        return Processor(
+            tokenizer,
+            model.prompt,
+            model.image,
+            tokens_per_image=shape.tokens_per_image,
+            encoder_decoder=shape.encoder_decoder,
+            seed=recipe.training.seed,
+        )
+
+
+def _usable(
+    data: DataSettings, which: Which, processor: Processor, watch: Watch
+) -> tuple[list[Record], list[BadSample]]:
+    """Read the records of ``which`` and part those without pictures or targets from the others."""
+    records = read_sources(data, which)
+    left_out = check_images(records)
+    BadSamples(len(records), data.bad_limit).add(left_out)
+    for record in watch(records, f"checking {which} records"):
+        try:
+            processor.encode(record, training=True)
+        except NoTargetError as error:
+            if data.no_target == "error":
+                message = f"{str(error).rstrip('.')}. To leave such records out, set data.no_target=skip."
+                raise NoTargetError(message) from error
+            left_out.append(BadSample(record.id, record.where, str(error), counts=False))
+    places = {(bad.id, bad.where) for bad in left_out}
+    return [record for record in records if (record.id, record.where) not in places], left_out
+
+
+@contextmanager
+def _inside(group: str) -> Iterator[None]:
+    """Give the key of a ``SettingsError`` its place in the recipe: rooms below know only their own settings."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(str(error), f"{group}.{error.key}" if error.key else group) from error

@@ -1,0 +1,124 @@
+"""One run, top to bottom: check, build, train, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from sightbridge.checkpoints.folder import save_model
+from sightbridge.config.load import LoadedRecipe
+from sightbridge.config.model import ModelSettings
+from sightbridge.config.recipe import Recipe
+from sightbridge.config.training import PartsSettings
+from sightbridge.data.processor import Processor
+from sightbridge.models.build import build_model, part_summary, set_trainable
+from sightbridge.models.vlm import PARTS, VisionLanguageModel
+from sightbridge.training.loop import make_accelerator, train
+from sightbridge.training.preflight import Watch, check_run
+from sightbridge.training.run_data import RunData, keep_features
+from sightbridge.training.run_folder import MODEL, check_run_folder, start_run_folder
+
+EvaluateModel = Callable[[VisionLanguageModel, Processor, int], dict[str, Any]]
+"""Called with the bare model in evaluation mode, its processor and the steps taken; its values go into the log."""
+
+
+def run_recipe(
+    loaded: LoadedRecipe,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    evaluate: EvaluateModel | None = None,
+    console: Console | None = None,
+    title: str = "training",
+) -> list[dict[str, Any]]:
+    """Train what the recipe says and return the log's lines.
+
+    All mistakes that are cheap to find are looked for before a weight is loaded. Afterwards ``folder`` holds the
+    trained model in ``model`` and the other files that ``run_folder`` lists. The model is evaluated and saved every
+    ``training.evaluate_every`` and ``save_every`` steps and after the last one. An evaluation is the mean loss per
+    target token on ``data.validation``, as ``validation_loss``, and whatever ``evaluate`` returns.
+
+    Args:
+        loaded: an ordinary recipe, from ``read_recipe``.
+        folder: new, empty, or of another run if ``overwrite``.
+        console: to report on, stdout by default.
+
+    Raises:
+        SightbridgeError: for a mistake in settings, data, model sources or the folder.
+    """
+    recipe = loaded.recipe
+    assert isinstance(recipe, Recipe), "parents have trainers of their own"
+    accelerator = make_accelerator(recipe.training.precision)
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    console = console or Console(highlight=False)
+    watch = _progress_bars(shown=accelerator.is_main_process)
+
+    check_run_folder(folder, overwrite)
+    checked = check_run(loaded, watch)
+    with loaded.locating():
+        model = build_model(recipe.model, seed=recipe.training.seed)
+    set_trainable(model, recipe.training.parts)
+    console.print(parts_table(model, recipe.model))
+    if accelerator.is_main_process:
+        start_run_folder(folder, recipe, overwrite)
+    accelerator.wait_for_everyone()
+    features = keep_features(recipe, checked, model, accelerator, watch) if recipe.data.keep_features else None
+    data = RunData(recipe, checked, folder, accelerator, features)
+
+    def evaluate_all(bare: nn.Module, step: int) -> dict[str, Any]:
+        bare = cast(VisionLanguageModel, bare)
+        values = {"validation_loss": data.validation_loss(bare)} if checked.validation else {}
+        return values | (evaluate(bare, checked.processor, step) if evaluate else {})
+
+    def save(bare: nn.Module, step: int) -> None:
+        save_model(
+            cast(VisionLanguageModel, bare),
+            checked.processor,
+            recipe.model,
+            folder / MODEL,
+            trained_parts=trained_parts(recipe.training.parts),
+            provenance={"recipe": loaded.name, "steps": step, "seed": recipe.training.seed},
+        )
+
+    return train(
+        model,
+        data.training_batches(),
+        recipe.training,
+        recipe.optim,
+        folder,
+        evaluate=evaluate_all if checked.validation or evaluate else None,
+        save=save,
+        title=title,
+        accelerator=accelerator,
+    )
+
+
+def trained_parts(parts: PartsSettings) -> list[str]:
+    """Names of the parts whose weights change."""
+    return [name for name in PARTS if getattr(parts, name).train != "frozen"]
+
+
+def parts_table(model: VisionLanguageModel, settings: ModelSettings) -> Table:
+    """What the model consists of: each part's class, source and size, and whether it trains."""
+    table = Table("part", "model", "source", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("parameters", justify="right")
+    table.add_column("")
+    for name, what, parameters, trained in part_summary(model):
+        source = getattr(getattr(settings, name), "source", None) or "random weights"
+        table.add_row(name.replace("_", " "), what, source, f"{parameters:,}", "trained" if trained else "frozen")
+    return table
+
+
+def _progress_bars(shown: bool) -> Watch:
+    """Progress bars on stderr that go away when they are full; none without a terminal."""
+    terminal = Console(stderr=True)
+    hidden = not (shown and terminal.is_terminal)
+    return lambda records, what: track(records, what, console=terminal, transient=True, disable=hidden)

@@ -1,0 +1,103 @@
+"""What one process of a run trains and is validated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sightbridge.config.recipe import Recipe
+from sightbridge.data.bad_samples import BadSample, BadSamples
+from sightbridge.data.dataset import RecordDataset, TrainingBatches, evaluation_batches
+from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.record import Record
+from sightbridge.models.vlm import VisionLanguageModel
+from sightbridge.training.preflight import Checked, Watch
+
+
+class RunData:
+    """Batches for training and validation, this process's share of them, and the bad samples found on the way.
+
+    Args:
+        recipe: of the run.
+        checked: its usable records.
+        folder: of the run; bad samples are listed in it (by every process in a file of its own).
+        accelerator: knows which process this is.
+        features: the frozen tower's output, if it was kept.
+    """
+
+    def __init__(
+        self, recipe: Recipe, checked: Checked, folder: Path, accelerator: Accelerator, features: FeatureStore | None
+    ) -> None:
+        self.recipe = recipe
+        self.checked = checked
+        self.accelerator = accelerator
+        self.features = features
+        process = "" if accelerator.is_main_process else f"-{accelerator.process_index}"
+        self.bad_path = folder / f"bad_samples{process}.jsonl"
+        self.bad_training = self._bad_samples(checked.train, checked.left_out["train"])
+        self.bad_validation = self._bad_samples(checked.validation, checked.left_out["validation"])
+
+    def training_batches(self) -> TrainingBatches:
+        """Endless shuffled batches."""
+        return TrainingBatches(
+            self._dataset(self.checked.train, training=True),
+            self.recipe.training.batch_size,
+            bad_samples=self.bad_training,
+            seed=self.recipe.training.seed,
+            workers=self.recipe.data.workers,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+
+    def validation_loss(self, model: VisionLanguageModel) -> float:
+        """Mean loss per target token over the validation records of all processes."""
+        batches = evaluation_batches(
+            self._dataset(self.checked.validation, training=False),
+            self.recipe.training.batch_size,
+            bad_samples=self.bad_validation,
+            workers=self.recipe.data.workers,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        loss_sum, targets = 0.0, 0
+        for batch in batches:
+            with self.accelerator.autocast():
+                loss = model(batch.to(self.accelerator.device))
+            loss_sum, targets = loss_sum + float(loss.sum), targets + loss.count
+        totals = torch.tensor([loss_sum, targets], device=self.accelerator.device)
+        loss_sum, targets = self.accelerator.reduce(totals, "sum").tolist()  # type: ignore[union-attr]
+        return loss_sum / max(1, targets)
+
+    def _dataset(self, records: Sequence[Record], training: bool) -> RecordDataset:
+        return RecordDataset(
+            records,
+            self.checked.processor,
+            training=training,
+            replace_bad=training,
+            no_target=self.recipe.data.no_target,
+            features=self.features,
+        )
+
+    def _bad_samples(self, usable: Sequence[Record], left_out: Sequence[BadSample]) -> BadSamples:
+        """A list that begins with what the checks left out."""
+        bad = BadSamples(len(usable) + len(left_out), self.recipe.data.bad_limit, self.bad_path)
+        bad.add(left_out)
+        return bad
+
+
+def keep_features(
+    recipe: Recipe, checked: Checked, model: VisionLanguageModel, accelerator: Accelerator, watch: Watch
+) -> FeatureStore:
+    """Run the frozen tower once over all pictures, in the precision of the training."""
+    model.vision_tower.to(accelerator.device)
+
+    def encode(pixels: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return model.encode_images(pixels.to(accelerator.device))
+
+    records = [*checked.train, *checked.validation]
+    return FeatureStore(watch(records, "looking at every picture once"), recipe.model.image, encode)

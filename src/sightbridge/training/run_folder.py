@@ -1,0 +1,72 @@
+"""The folder of one run: who may write into it, and what stands in it besides log and model.
+
+RUN/settings.yaml          every setting, defaults included; a recipe itself
+RUN/environment.json       versions, platform, command line
+RUN/log.jsonl              a line per logged step and per evaluation
+RUN/bad_samples.jsonl      records that could not be used, if there were any
+RUN/model                  the model folder, written anew at every save
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import sightbridge
+from sightbridge.config.load import save_resolved, write_atomically
+from sightbridge.config.parent import ParentRecipe
+from sightbridge.config.recipe import Recipe
+from sightbridge.errors import SettingsError
+
+SETTINGS = "settings.yaml"
+ENVIRONMENT = "environment.json"
+MODEL = "model"
+LEFT_BY_A_RUN = (MODEL, ".model.*", "log.jsonl", "bad_samples*.jsonl", "tensorboard", SETTINGS, ENVIRONMENT)
+"""What ``overwrite`` removes; anything else in the folder is left alone."""
+MADE_BEFORE_A_RUN = ("scenes", "parents")
+"""What a quickstart puts into the folder before its run begins."""
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
+
+
+def check_run_folder(folder: Path, overwrite: bool = False) -> None:
+    """Check that a run may write into ``folder``: it is new or empty, or another run's that may be overwritten.
+
+    Raises:
+        SettingsError: it may not.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder}: is a file, expected the folder to write the run into; choose another one")
+    if not folder.is_dir() or all(path.name in MADE_BEFORE_A_RUN for path in folder.iterdir()):
+        return
+    if not ((folder / SETTINGS).is_file() and (folder / ENVIRONMENT).is_file()):
+        raise SettingsError(f"{folder}: holds files that are not of a run; choose another folder")
+    if not overwrite:
+        raise SettingsError(f"{folder}: holds a run already; choose another folder, or --overwrite to lose that run")
+
+
+def start_run_folder(folder: Path, recipe: Recipe | ParentRecipe, overwrite: bool = False) -> None:
+    """Make the folder, or empty it of the run that was in it, and write down settings and environment."""
+    check_run_folder(folder, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [path for pattern in LEFT_BY_A_RUN for path in folder.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    save_resolved(recipe, folder / SETTINGS)
+    write_atomically(folder / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
+
+
+def describe_environment() -> dict[str, str | list[str]]:
+    """Versions, platform and command line, as a bug report or a comparison of two runs needs them."""
+    return {
+        "sightbridge": sightbridge.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "command": sys.argv,
+    }
