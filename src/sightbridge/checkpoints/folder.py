@@ -126,6 +126,12 @@ def load_model(
     return model.eval().to(device), _load_processor(folder, manifest)
 
 
+def load_processor(folder: str | Path) -> Processor:
+    """Make the processor of a model folder alone, without reading a weight; raises ``CheckpointError``."""
+    folder = existing_folder(Path(folder).expanduser().resolve())
+    return _load_processor(folder, read_manifest(folder))
+
+
 @dataclass(frozen=True)
 class PartDescription:
     """One part: ``what`` kind of model it is, whether its weights are stored in the folder, and ``bytes`` of the file.

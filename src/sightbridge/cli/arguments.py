@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sightbridge.errors import SettingsError
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -38,3 +41,27 @@ OverridesArgument = Annotated[
         show_default=False,
     ),
 ]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A model folder, such as runs/quickstart/model."),
+]
+SourceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="PART=FOLDER",
+        help="Where a part lies that the model only references, if not where it was trained. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def read_part_sources(given: list[str] | None) -> dict[str, str]:
+    """``vision_tower=FOLDER`` of each ``--source``; raises ``SettingsError`` for anything else."""
+    sources = {}
+    for text in given or []:
+        part, equals, folder = text.partition("=")
+        if not (part and equals and folder):
+            raise SettingsError(f"--source: expected PART=FOLDER, such as vision_tower=/models/clip, got '{text}'")
+        sources[part] = folder
+    return sources

@@ -11,8 +11,12 @@ from rich.text import Text
 
 from sightbridge.cli.arguments import OverridesArgument, RecipeArgument
 from sightbridge.cli.console import wide_console
+from sightbridge.cli.inspect_data import inspect_data
+from sightbridge.cli.inspect_model import inspect_model
 
 app = typer.Typer(no_args_is_help=True, help="Look into a recipe, a data file or a model folder.")
+app.command("data")(inspect_data)
+app.command("model")(inspect_model)
 
 
 @app.command("recipe")

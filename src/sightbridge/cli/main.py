@@ -15,13 +15,16 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from sightbridge.cli import inspect, recipes, version
+from sightbridge.cli import ask, data, inspect, recipes, train, version
 from sightbridge.cli.console import print_error, use_utf8
 from sightbridge.errors import SightbridgeError
 
 VERBS: dict[str, Callable[..., None] | typer.Typer] = {
-    "recipes": recipes.recipes,
+    "train": train.train,
+    "ask": ask.ask,
+    "data": data.app,
     "inspect": inspect.app,
+    "recipes": recipes.recipes,
     "version": version.version,
 }
 """Every verb, in the order of the help page."""
@@ -63,8 +66,11 @@ def sightbridge(
 
     \b
     Examples:
-      sightbridge recipes                       what can be trained
-      sightbridge inspect recipe tiny/random    what a recipe sets, and what that means
+      sightbridge recipes                           what can be trained
+      sightbridge inspect recipe tiny/random        what a recipe sets, and what that means
+      sightbridge data scenes scenes                pictures and questions to train on
+      sightbridge train tiny/decoder-mlp            train the bridge of a recipe
+      sightbridge ask MODEL photo.jpg "What is it?"
     """
 
 

@@ -1,0 +1,71 @@
+"""``sightbridge inspect model``: what a model folder holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from sightbridge.cli.arguments import ModelArgument
+from sightbridge.cli.console import new_table, show_table, wide_console
+
+if TYPE_CHECKING:
+    from sightbridge.checkpoints.folder import ModelDescription, PartDescription
+    from sightbridge.config.model import ImageSettings
+
+
+def inspect_model(model: ModelArgument) -> None:
+    """Show what a model folder holds, without reading a weight.
+
+    \b
+    Example:
+      sightbridge inspect model runs/quickstart/model
+    """
+    from sightbridge.checkpoints.folder import describe
+
+    found = describe(model)
+    out = wide_console()
+    for name, value in _facts(found):
+        out.print(Text(f"{name:<16} ", style="bold").append(value, style="not bold"))
+    table = new_table("part", "model", "weights", "parameters", "type", "")
+    for part in found.parts:
+        state = "trained" if part.trained else "frozen"
+        table.add_row(part.name.replace("_", " "), part.what, _weights(part), f"{part.parameters:,}", part.dtype, state)
+    show_table(table)
+
+
+def _facts(found: ModelDescription) -> list[tuple[str, str]]:
+    manifest = found.manifest
+    settings = manifest.settings
+    kind = "encoder-decoder" if manifest.encoder_decoder else "decoder-only"
+    facts = [
+        ("folder", str(found.folder)),
+        ("language model", f"{kind}, tokenizer of {len(manifest.tokenizer_files)} files in the folder"),
+        ("template", found.template),
+    ]
+    if settings.prompt.system is not None:
+        facts.append(("system text", settings.prompt.system or "none"))
+    if settings.prompt.switches:
+        facts.append(("switches", _pairs(settings.prompt.switches)))
+    facts += [
+        ("picture", f"{_transform(settings.image)}, {manifest.tokens_per_image} tokens each"),
+        ("written by", _pairs(manifest.versions)),
+    ]
+    return [*facts, *((name, str(value)) for name, value in manifest.provenance.items())]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in values.items())
+
+
+def _transform(image: ImageSettings) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
+    return f"{image.fit} to {image.size} x {image.size} pixels, mean ({mean}), deviation ({std})"
+
+
+def _weights(part: PartDescription) -> str:
+    if not part.stored:
+        return f"referenced: {part.source}"
+    if part.bytes is None:
+        return "stored, but the file is missing"
+    return f"stored, {part.bytes / 2**20:,.1f} MiB" + (f", from {part.source}" if part.source else "")

@@ -1,0 +1,88 @@
+"""``sightbridge train``: run a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sightbridge.cli.arguments import OverridesArgument, RecipeArgument
+from sightbridge.cli.console import console, new_table, show_table
+
+if TYPE_CHECKING:
+    from sightbridge.config.load import LoadedRecipe
+    from sightbridge.config.parent import ParentRecipe
+
+
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/ and the recipe's name")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")] = False,
+) -> None:
+    """Train what a recipe says, and save the model.
+
+    Settings, data, pictures and targets are checked first. The run's folder holds the model in 'model', the settings
+    in 'settings.yaml' (a recipe itself), and a log in 'log.jsonl'.
+
+    \b
+    Examples:
+      sightbridge data scenes scenes && sightbridge train tiny/decoder-mlp
+      sightbridge train tiny/decoder-mlp data.root=scenes optim.lr=1e-3 --out runs/slower
+      sightbridge train my_recipe.yaml training.steps=100 --overwrite
+    """
+    from sightbridge.config.load import read_recipe
+    from sightbridge.config.parent import ParentRecipe
+
+    loaded = read_recipe(recipe, overrides or [])
+    folder = out or Path("runs") / run_name(recipe)
+    if isinstance(loaded.recipe, ParentRecipe):
+        _train_parent(loaded, loaded.recipe, folder, overwrite)
+    else:
+        _train_model(loaded, folder, overwrite)
+
+
+def run_name(recipe: str) -> str:
+    """Name of a recipe's runs: ``tiny-random`` of ``tiny/random``, ``mine`` of ``some/folder/mine.yaml``."""
+    from sightbridge.config.catalogue import recipe_names
+
+    return recipe.replace("/", "-") if recipe in recipe_names() else Path(recipe).stem
+
+
+def _train_model(loaded: LoadedRecipe, folder: Path, overwrite: bool) -> None:
+    from sightbridge.training.run import run_recipe
+
+    history = run_recipe(loaded, folder, overwrite=overwrite, console=console())
+    table = new_table("after step", "training loss", "validation loss")
+    evaluations = {line["step"]: line.get("validation_loss") for line in history if line["kind"] == "evaluation"}
+    losses = {line["step"]: line["loss"] for line in history if line["kind"] == "train"}
+    for step in (min(losses), max(losses)) if len(losses) > 1 else losses:
+        validation = evaluations.get(step)
+        table.add_row(str(step), f"{losses[step]:.4f}", "" if validation is None else f"{validation:.4f}")
+    show_table(table)
+    out = console()
+    bad = folder / "bad_samples.jsonl"
+    if bad.exists():
+        out.print(f"Some records could not be used, see {bad}", soft_wrap=True)
+    out.print(f"The model is in {folder / 'model'}. Ask it something:", soft_wrap=True)
+    out.print(f'  sightbridge ask {folder / "model"} PICTURE "QUESTION"', soft_wrap=True)
+
+
+def _train_parent(loaded: LoadedRecipe, recipe: ParentRecipe, folder: Path, overwrite: bool) -> None:
+    from sightbridge.parents.language import train_language_parent
+    from sightbridge.parents.vision import train_vision_parent
+    from sightbridge.training.run_folder import start_run_folder
+
+    start_run_folder(folder, recipe, overwrite)
+    trainers = {"vision": train_vision_parent, "language": train_language_parent}
+    with loaded.locating():
+        result = trainers[recipe.parent](recipe, folder)
+    table = new_table("after step", str(result["step"]))
+    for name, value in result.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+    show_table(table)
+    console().print(f"The parent is in {folder}; a recipe can name it as the 'source' of a part.", soft_wrap=True)
