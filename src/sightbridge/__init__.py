@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sightbridge.checkpoints.folder import load_model as load
     from sightbridge.checkpoints.folder import save_model as save
+    from sightbridge.generation.answer import ask
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "save"]
+__all__ = ["__version__", "ask", "load", "save"]
 
 _LAZY = {
+    "ask": ("sightbridge.generation.answer", "ask"),
     "load": ("sightbridge.checkpoints.folder", "load_model"),
     "save": ("sightbridge.checkpoints.folder", "save_model"),
 }

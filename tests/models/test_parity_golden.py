@@ -226,8 +226,7 @@ def test_parity_vip_llava_conversations() -> None:
     assert off <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["t5_plain", "t5_v1_flat"])
-def test_parity_clip_flant5(name: str) -> None:
+def clip_flant5() -> VisionLanguageModel:
     folder = GOLDEN / "llava" / "models" / "clipt5_tiny"
     config = json.loads((folder / "original_config.json").read_text())
     model = build(
@@ -237,5 +236,10 @@ def test_parity_clip_flant5(name: str) -> None:
     )
     weights = from_llava(load_file(folder / "original_state_dict.safetensors"))
     load_exactly(model, weights, unused=r"^vision_tower\.model\.(encoder\.layers\.11\.|post_layernorm)|^embed_tokens")
-    golden = read_llava(name)
+    return model
+
+
+@pytest.mark.parametrize("name", ["t5_plain", "t5_v1_flat"])
+def test_parity_clip_flant5(name: str) -> None:
+    golden, model = read_llava(name), clip_flant5()
     check(f"CLIP-FlanT5, {name}", model, slots_at_markers(golden, tokens=16), golden, golden["labels"] != IGNORE_INDEX)

@@ -46,8 +46,8 @@ def check(name: str, ours: VisionLanguageModel, theirs: Any, batch: Batch, where
     assert off <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["opt", "t5"])
-def test_parity_blip2(family: str) -> None:
+def blip2(family: str) -> tuple[VisionLanguageModel, Any]:
+    """Our BLIP-2 and transformers', with the same random weights."""
     text = {"model_type": family, **(DECODERS | ENCODER_DECODERS)[family], "decoder_start_token_id": 0}
     if family == "opt":
         text |= {"word_embed_proj_dim": 24, "init_std": 0.2}  # Blip2's projection knows no other width
@@ -75,13 +75,19 @@ def test_parity_blip2(family: str) -> None:
     connector.qformer.load_state_dict(theirs.qformer.state_dict())
     connector.output.load_state_dict(theirs.language_projection.state_dict())
     ours.language_model.model.load_state_dict(theirs.language_model.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("family", ["opt", "t5"])
+def test_parity_blip2(family: str) -> None:
+    ours, theirs = blip2(family)
     batch = batch_for(ours)
     where = batch.labels != IGNORE_INDEX if family == "t5" else batch.attention_mask.bool()
     check(f"Blip2ForConditionalGeneration, {family}", ours, theirs, batch, where)
 
 
-@pytest.mark.parametrize("kind", ["llava", "vipllava"])
-def test_parity_llava(kind: str) -> None:
+def llava(kind: str) -> tuple[VisionLanguageModel, Any]:
+    """Our LLaVA or ViP-LLaVA and transformers', with the same random weights."""
     text = {"model_type": "llama", **DECODERS["llama"]}
     layers = [-2] if kind == "llava" else [-2, -4, 1]
     options: dict[str, Any] = {"vision_config": {"model_type": "clip_vision_model", **CLIP}, "text_config": text}
@@ -102,6 +108,12 @@ def test_parity_llava(kind: str) -> None:
         ours.connector.input_norm.load_state_dict(projector.projector_layernorm.state_dict())
     ours.language_model.model.model.load_state_dict(theirs.model.language_model.state_dict())
     ours.language_model.model.lm_head.load_state_dict(theirs.lm_head.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("kind", ["llava", "vipllava"])
+def test_parity_llava(kind: str) -> None:
+    ours, theirs = llava(kind)
     batch = batch_for(ours)
     assert batch.pixel_values.shape == (3, 3, SIZE, SIZE)
     check(f"{type(theirs).__name__}", ours, theirs, batch, batch.attention_mask.bool())
