@@ -31,5 +31,8 @@ class ParentRecipe(Settings):
     first_lessons: float = Field(
         default=0.0, ge=0, le=1, description="language: share of the steps, at the start, with easy questions only"
     )
+    drill_steps: int = Field(
+        default=0, ge=0, description="language: steps afterwards, at half the learning rate, with more hard questions"
+    )
     optim: OptimSettings = OptimSettings()
     training: TrainingSettings

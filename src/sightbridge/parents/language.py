@@ -20,7 +20,8 @@ from sightbridge.models.language_model import LanguageModel
 from sightbridge.models.splice import splice
 from sightbridge.models.vision_tower import VisionTower
 from sightbridge.models.vlm import VisionLanguageModel
-from sightbridge.parents.text import SceneTexts, train_tokenizer
+from sightbridge.parents.folder import write_parent
+from sightbridge.parents.text import Lessons, SceneTexts, train_tokenizer
 from sightbridge.training.loop import train
 
 
@@ -101,9 +102,7 @@ def train_language_parent(recipe: ParentRecipe, folder: Path) -> dict[str, Any]:
     texts = SceneTexts(recipe, processor)
     model = PhraseReader(language_model)
     if recipe.first_language_steps:
-        lessons = SceneTexts(recipe, processor, first_lessons_only=True)
-        training = recipe.training.model_copy(update={"steps": recipe.first_language_steps})
-        train(model, lessons, training, recipe.optim, folder / "run" / "first_language", title="first language")
+        study(model, recipe, processor, "first", recipe.first_language_steps, folder)
     learn_dictionary(language_model.model.get_input_embeddings(), tokenizer)
 
     def evaluate(reader: nn.Module, step: int) -> dict[str, float]:
@@ -111,13 +110,26 @@ def train_language_parent(recipe: ParentRecipe, folder: Path) -> dict[str, Any]:
 
     def save(reader: nn.Module, step: int) -> None:
         language_model.assert_heads_untied()
-        language_model.model.save_pretrained(folder)
+        write_parent(language_model.model, folder)
         tokenizer.save_pretrained(folder)
 
     history = train(
         model, texts, recipe.training, recipe.optim, folder / "run", evaluate=evaluate, save=save, title="reading"
     )
+    if recipe.drill_steps:
+        study(model, recipe, processor, "drill", recipe.drill_steps, folder)
+        save(model, recipe.drill_steps)
+        history = [answer_accuracy(model, texts)]
     return history[-1]
+
+
+def study(
+    model: PhraseReader, recipe: ParentRecipe, processor: Processor, lessons: Lessons, steps: int, folder: Path
+) -> None:
+    """Train on other lessons than the usual ones, before or (at half the learning rate) after them."""
+    training = recipe.training.model_copy(update={"steps": steps})
+    optim = recipe.optim.model_copy(update={"lr": recipe.optim.lr / 2}) if lessons == "drill" else recipe.optim
+    train(model, SceneTexts(recipe, processor, lessons), training, optim, folder / "run" / lessons, title=lessons)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -77,13 +77,19 @@ def _corpus(recipe: ParentRecipe, scenes: int = 4000) -> Iterator[str]:
             yield f"\n{caption_prompt(rng, code)} ASSISTANT: {empty}"
 
 
+Lessons = Literal["first", "all", "drill"]
+"""``first``: easy questions about shapes in the first language. ``drill``: what stays hard, asked more often."""
+
+DRILL_TYPES = ("count", "count", "count", "existence", "existence", "colour", "position", "shape")
+
+
 @dataclass
 class SceneTexts:
     """Endless conversations about scenes told in words; a fresh batch each time, fixed by the seed."""
 
     recipe: ParentRecipe
     processor: Processor
-    first_lessons_only: bool = False
+    lessons: Lessons = "all"
     batches_per_epoch: int = 1000
 
     def __len__(self) -> int:
@@ -93,12 +99,12 @@ class SceneTexts:
         """The batches of an epoch."""
         for index in range(self.batches_per_epoch):
             step = number * self.batches_per_epoch + index
-            yield self.batch(random.Random(f"{self.recipe.training.seed}/{step}"), self._lesson(step))
+            yield self.batch(random.Random(f"{self.recipe.training.seed}/{self.lessons}/{step}"), self._lesson(step))
 
     def _lesson(self, step: int) -> float:
         """How far the first lessons have come at a step: 0 to 1, 1 = they are over."""
-        if self.first_lessons_only:
-            return 0.0
+        if self.lessons != "all":
+            return 0.0 if self.lessons == "first" else 1.0
         lessons = (self.recipe.training.steps or 0) * self.recipe.first_lessons
         return min(1.0, step / lessons) if lessons else 1.0
 
@@ -110,7 +116,7 @@ class SceneTexts:
         """
         if way is None:
             way = "phrases" if lesson < 1 else rng.choices(["phrases", "caption", "nothing"], [82, 15, 3])[0]
-        share_of_easy = 1.0 if lesson < 1 else 0.3 if way == "phrases" else 0.0
+        share_of_easy = 1.0 if lesson < 1 else 0.3 if way == "phrases" and self.lessons == "all" else 0.0
         rows = [
             self._row(rng, rng.random() < share_of_easy, way, str(index))
             for index in range(self.recipe.training.batch_size)
@@ -118,7 +124,7 @@ class SceneTexts:
         return self.processor.collate(rows)
 
     def _row(self, rng: random.Random, easy: bool, way: str, name: str) -> Row:
-        languages = self.recipe.languages[:1] if self.first_lessons_only else self.recipe.languages
+        languages = self.recipe.languages[:1] if self.lessons == "first" else self.recipe.languages
         code = rng.choice(languages)
         scene, asked = self._ask(rng, code, easy)
         told, words = "", None
@@ -146,16 +152,17 @@ class SceneTexts:
 
         The easy ones can only be answered by finding the object that is meant: all objects differ in everything.
         """
-        wanted, kinds = self.recipe.questions, ("colour", "shape", "position") if easy else QUESTION_TYPES
+        wanted = self.recipe.questions
+        kinds = DRILL_TYPES if self.lessons == "drill" else ("colour", "shape", "position") if easy else QUESTION_TYPES
         while True:
             scene = sample_scene(
-                rng, "shapes" if self.first_lessons_only else rng.choice(["shapes", "shapes", "digits"])
+                rng, "shapes" if self.lessons == "first" else rng.choice(["shapes", "shapes", "digits"])
             )
             if easy and not _all_different(scene):
                 continue
             if asked := questions(scene, code, rng, wanted, types=kinds):
                 break
-        if not easy and rng.random() < 0.25:
+        if not easy and rng.random() < (0.05 if self.lessons == "drill" else 0.25):
             asked[rng.randrange(len(asked))] = Question(
                 "caption", caption_prompt(rng, code), caption(scene, code), code
             )

@@ -20,6 +20,7 @@ from sightbridge.images.transforms import ImageTransform
 from sightbridge.models.build import build_vision_tower
 from sightbridge.models.losses import Loss
 from sightbridge.models.vision_tower import VisionTower
+from sightbridge.parents.folder import write_parent
 from sightbridge.training.loop import train
 
 KINDS = (*SHAPES, *DIGITS)
@@ -138,7 +139,7 @@ def train_vision_parent(recipe: ParentRecipe, folder: Path) -> dict[str, Any]:
         return cell_accuracy(cast(CellClassifier, classifier), held_out)
 
     history = train(model, cells, recipe.training, recipe.optim, folder / "run", evaluate=evaluate, title="looking")  # type: ignore[arg-type]
-    tower.model.save_pretrained(folder)
+    write_parent(tower.model, folder)
     return history[-1]
 
 

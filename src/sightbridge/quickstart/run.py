@@ -29,7 +29,7 @@ from sightbridge.models.build import part_summary
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.parents.language import train_language_parent
 from sightbridge.parents.vision import train_vision_parent
-from sightbridge.quickstart.accuracy import accuracy_by, ask_all, chance, with_mean, without_pictures
+from sightbridge.quickstart.accuracy import Answered, accuracy_by, ask_all, chance, with_mean, without_pictures
 from sightbridge.quickstart.report import write_report
 from sightbridge.training.run import run_recipe
 from sightbridge.training.run_folder import MODEL, check_run_folder
@@ -113,7 +113,18 @@ def run_quickstart(settings: QuickstartSettings, console: Console) -> dict[str, 
         answers = ask_all(model, processor, test)
         new_answers = ask_all(model, processor, read_questions(settings, "test_new.json"))
         blind_answers = ask_all(model, processor, without_pictures(test))
-    results = {
+    results = summarise(settings, answers, new_answers, blind_answers)
+    results |= count_weights(model, loaded) | {"frozen_weights_unchanged": True, "seconds": clock.seconds}
+    write_atomically(settings.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_report(settings.folder / "report.html", results, history, answers, next_commands(settings, test))
+    return results
+
+
+def summarise(
+    settings: QuickstartSettings, answers: list[Answered], new_answers: list[Answered], blind_answers: list[Answered]
+) -> dict[str, Any]:
+    """What was joined, and how well it answers: with its picture, about new combinations, without a picture."""
+    return {
         "connector": settings.connector,
         "language_model": settings.language_model,
         "data": settings.data,
@@ -125,17 +136,28 @@ def run_quickstart(settings: QuickstartSettings, console: Console) -> dict[str, 
         "accuracy_by_language": accuracy_by(answers, "language"),
         "questions": len(answers),
         "pictures": len({answer.record.images[0] for answer in answers}),
-        "parts": describe_parts(model, loaded),
-        "frozen_weights_unchanged": True,
         "versions": {"sightbridge": sightbridge.__version__}
         | {name: version(name) for name in ("torch", "transformers")},
     }
-    results["trained_parameters"] = sum(part["parameters"] for part in results["parts"] if part["trained"])
-    results["frozen_parameters"] = sum(part["parameters"] for part in results["parts"] if not part["trained"])
-    results["seconds"] = clock.seconds
-    write_atomically(settings.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    write_report(settings.folder / "report.html", results, history, answers, next_commands(settings, test))
-    return results
+
+
+def count_weights(model: VisionLanguageModel, loaded: LoadedRecipe) -> dict[str, Any]:
+    """Name, class and size of each part and whether it was trained, and the sums."""
+    parts = cast(Recipe, loaded.recipe).training.parts
+    described = [
+        {
+            "name": name.replace("_", " "),
+            "what": what,
+            "parameters": parameters,
+            "trained": getattr(parts, name).train != "frozen",
+        }
+        for name, what, parameters, _ in part_summary(model)
+    ]
+    return {
+        "parts": described,
+        "trained_parameters": sum(part["parameters"] for part in described if part["trained"]),
+        "frozen_parameters": sum(part["parameters"] for part in described if not part["trained"]),
+    }
 
 
 def train_parents(settings: QuickstartSettings, console: Console) -> list[str]:
@@ -181,20 +203,6 @@ def read_questions(settings: QuickstartSettings, name: str) -> list[Record]:
 def frozen_fingerprints(model: VisionLanguageModel) -> dict[str, str]:
     """What changes if a single bit of a frozen part does."""
     return {name: fingerprint(model.get_submodule(name)) for name in ("vision_tower", "language_model")}
-
-
-def describe_parts(model: VisionLanguageModel, loaded: LoadedRecipe) -> list[dict[str, Any]]:
-    """Name, class and size of each part, and whether it was trained."""
-    parts = cast(Recipe, loaded.recipe).training.parts
-    return [
-        {
-            "name": name.replace("_", " "),
-            "what": what,
-            "parameters": parameters,
-            "trained": getattr(parts, name).train != "frozen",
-        }
-        for name, what, parameters, _ in part_summary(model)
-    ]
 
 
 def next_commands(settings: QuickstartSettings, test: Sequence[Record]) -> list[str]:
