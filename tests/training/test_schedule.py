@@ -1,0 +1,68 @@
+"""The learning rate of every step: hand-computed values, and the curves of transformers."""
+
+import math
+
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from sightbridge.config.training import OptimSettings
+from sightbridge.training.schedule import learning_rate, warmup_length
+
+
+def rates(total: int, peak: float | None = None, **optim) -> list[float]:
+    return [learning_rate(step, total, OptimSettings(**optim), peak) for step in range(total)]
+
+
+def test_cosine_by_hand():
+    # warm-up 1e-4 -> 1e-3 in 3 steps, then half a cosine down to 2e-4 over the remaining 4: cos 0, 45, 90, 135 degrees
+    got = rates(7, lr=1e-3, min_lr=2e-4, warmup_lr=1e-4, warmup_steps=3)
+    down = [2e-4 + 4e-4 * (1 + math.cos(math.radians(degrees))) for degrees in (0, 45, 90, 135)]
+    assert got == pytest.approx([1e-4, 4e-4, 7e-4, *down])
+    assert down[0] == 1e-3 and down[2] == pytest.approx(6e-4)
+
+
+def test_linear_and_constant_by_hand():
+    assert rates(6, lr=1.0, min_lr=0.2, warmup_steps=2, schedule="linear") == pytest.approx([0, 0.5, 1, 0.8, 0.6, 0.4])
+    assert rates(4, lr=1.0, min_lr=0.2, warmup_steps=1, schedule="constant") == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_without_warmup_the_first_step_is_at_the_peak():
+    assert rates(4, lr=1.0)[0] == 1.0
+
+
+def test_after_the_end_the_rate_stays_at_the_floor():
+    optim = OptimSettings(lr=1.0, min_lr=0.1, schedule="linear")
+    assert [learning_rate(step, 10, optim) for step in (10, 11, 50)] == pytest.approx([0.1] * 3)
+
+
+def test_warmup_as_a_share_of_all_steps_rounds_up():
+    assert warmup_length(OptimSettings(warmup_ratio=0.03), 101) == 4
+    assert warmup_length(OptimSettings(warmup_ratio=0.03), 100) == 3
+    assert warmup_length(OptimSettings(warmup_steps=7), 100) == 7
+    assert warmup_length(OptimSettings(), 100) == 0
+
+
+def test_a_part_has_its_own_peak_and_is_never_raised_to_the_floor():
+    assert max(rates(10, peak=0.5, lr=1.0, warmup_steps=2)) == 0.5
+    assert rates(10, peak=1e-3, lr=1.0, min_lr=0.1) == pytest.approx([1e-3] * 10)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reference"),
+    [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)],
+)
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_parity_with_transformers(schedule, reference, warmup):
+    total, lr = 40, 3e-3
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = reference(optimizer, warmup, total)
+    theirs = []
+    for _ in range(total):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = rates(total, lr=lr, warmup_steps=warmup, schedule=schedule)
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    print(f"parity {schedule} schedule, warm-up {warmup}: {difference:.2e}")
+    assert difference < 1e-12
