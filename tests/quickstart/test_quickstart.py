@@ -76,3 +76,16 @@ def test_the_result_is_an_ordinary_model_folder(shrunk):
     model, processor = sightbridge.load(settings.folder / "model")
     picture = next((settings.folder / "scenes" / "images" / "test").iterdir())
     assert isinstance(sightbridge.ask(model, processor, picture, "How many shapes are there?"), str)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language_model", ["decoder", "encoder-decoder"])
+@pytest.mark.parametrize(("connector", "bar"), [("mlp", 0.90), ("linear", 0.80), ("qformer", 0.80)])
+def test_the_bridge_learns_to_see(connector, bar, language_model, tmp_path):
+    settings = QuickstartSettings(folder=tmp_path / "run", connector=connector, language_model=language_model)
+    results = run_quickstart(settings, Console(quiet=True))
+    mean = results["accuracy"]["mean"]
+    print({key: results[key] for key in ("accuracy", "accuracy_new_combinations", "seconds")})
+    assert mean >= bar
+    assert mean >= results["text_only_baseline"]["mean"] + 0.30
+    assert results["accuracy_new_combinations"] >= 0.70

@@ -135,7 +135,7 @@ def summarise(
         "chance": with_mean(chance(answers)),
         "accuracy_by_language": accuracy_by(answers, "language"),
         "questions": len(answers),
-        "pictures": len({answer.record.images[0] for answer in answers}),
+        "pictures": len({str(answer.record.images[0]) for answer in answers}),
         "versions": {"sightbridge": sightbridge.__version__}
         | {name: version(name) for name in ("torch", "transformers")},
     }

@@ -24,6 +24,7 @@ class QFormerOptions(Settings):
     cross_attention_every: int = Field(2, ge=1, description="layers 0, n, 2n, ... look at the picture")
     dropout: float = Field(0.1, ge=0, lt=1, description="of hidden states and attention weights")
     norm_eps: float = Field(1e-12, gt=0, description="epsilon of the Q-Former's LayerNorms")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of random weights (BERT's)")
     input_norm: bool = Field(True, description="LayerNorm over the features in front (LAVIS' ln_vision)")
     input_norm_eps: float = Field(1e-5, gt=0, description="epsilon of that LayerNorm")
 
@@ -39,8 +40,9 @@ class QFormerConnector(nn.Module):
         super().__init__()
         self.tokens_per_image = options.num_queries
         self.input_norm = nn.LayerNorm(in_channels, eps=options.input_norm_eps) if options.input_norm else nn.Identity()
-        # BERT draws its weights from a normal distribution of standard deviation 0.02, and LAVIS the queries too.
-        self.queries = nn.Parameter(torch.randn(1, options.num_queries, options.hidden_size) * 0.02)
+        # BERT draws its weights from a normal distribution, and LAVIS the queries too.
+        queries = torch.randn(1, options.num_queries, options.hidden_size)
+        self.queries = nn.Parameter(queries * options.initializer_range)
         self.qformer = Blip2QFormerModel(qformer_config(options, in_channels))
         self.output = nn.Linear(options.hidden_size, out_width)
 
@@ -56,6 +58,7 @@ def qformer_config(options: QFormerOptions, in_channels: int) -> Blip2QFormerCon
     return Blip2QFormerConfig(
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_layers,
+        initializer_range=options.initializer_range,
         num_attention_heads=options.num_heads,
         intermediate_size=options.intermediate_size,
         cross_attention_frequency=options.cross_attention_every,
@@ -63,7 +66,6 @@ def qformer_config(options: QFormerOptions, in_channels: int) -> Blip2QFormerCon
         attention_probs_dropout_prob=options.dropout,
         layer_norm_eps=options.norm_eps,
         encoder_hidden_size=in_channels,
-        initializer_range=0.02,
         hidden_act="gelu",
         use_qformer_text_input=False,
     )
