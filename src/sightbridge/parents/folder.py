@@ -11,8 +11,10 @@ from transformers.utils import logging
 
 def write_parent(model: Any, folder: Path) -> None:
     """Write a Hugging Face model with its weights in float16: half the size, and exact when read back as float32."""
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         copy.deepcopy(model).half().save_pretrained(folder)
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()

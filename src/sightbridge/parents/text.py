@@ -39,7 +39,7 @@ from sightbridge.text.render import render
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 
 WORDS_PER_PHRASE = 48
-"""Most tokens of one phrase (in all languages at once, it has about 35)."""
+"""Most tokens of one phrase (in all languages at once, it has at most 24)."""
 
 
 def train_tokenizer(recipe: ParentRecipe) -> PreTrainedTokenizerFast:
@@ -99,7 +99,8 @@ class SceneTexts:
         """The batches of an epoch."""
         for index in range(self.batches_per_epoch):
             step = number * self.batches_per_epoch + index
-            yield self.batch(random.Random(f"{self.recipe.training.seed}/{self.lessons}/{step}"), self._lesson(step))
+            part = "drill/" if self.lessons == "drill" else ""
+            yield self.batch(random.Random(f"{self.recipe.training.seed}/{part}{step}"), self._lesson(step))
 
     def _lesson(self, step: int) -> float:
         """How far the first lessons have come at a step: 0 to 1, 1 = they are over."""
