@@ -147,3 +147,15 @@ def test_inspect_model_refuses(words: list[str], workplace: Workplace, capsys: p
 def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(*verb, "--help") == 0
     assert f"sightbridge {' '.join(verb)}" in capsys.readouterr().out.split("Example", 1)[1]
+
+
+def test_a_referenced_part_is_named_by_its_source(tmp_path: Path) -> None:
+    from sightbridge.checkpoints.folder import PartDescription
+    from sightbridge.cli.inspect_model import _kind
+
+    (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    kinds = [
+        _kind(PartDescription("vision_tower", "as its source says", False, source, False, 1, "float32", None))
+        for source in (str(tmp_path), str(tmp_path / "gone"), "embedded:gone")
+    ]
+    assert kinds == ["clip_vision_model", "as its source says", "as its source says"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,17 @@ def test_records_that_cannot_be_used_are_left_out_and_listed(workplace: Workplac
     bad = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert [(sample["id"], sample["counts"]) for sample in bad] == [("2", True), ("5", False)]
     assert "no such picture file" in bad[0]["reason"] and "nothing to learn" in bad[1]["reason"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(workplace: Workplace, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "sightbridge"]
+    options = ["train", "tiny/random", *workplace.overrides, "training.batch_size=2", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*command, *options], check=True, env=environment, timeout=600)
+    for one, two in zip(read_log(workplace.run), read_log(tmp_path / "run"), strict=True):
+        for key in {"loss", "grad_norm", "validation_loss"} & one.keys():
+            assert two[key] == pytest.approx(one[key], rel=1e-4)
 
 
 BAD: dict[str, tuple[str, list[str]]] = {

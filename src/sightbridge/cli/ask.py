@@ -14,7 +14,7 @@ from sightbridge.cli.console import console
 
 def ask(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, in order.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files, in order.")],
     question: Annotated[
         str,
         typer.Argument(

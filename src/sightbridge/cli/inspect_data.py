@@ -66,10 +66,10 @@ def inspect_data(
     row: Annotated[int | None, typer.Option(min=1, help="Show only this record.", show_default=False)] = None,
     count: Annotated[int, typer.Option(min=0, help="Show so many records from the first on.")] = 3,
 ) -> None:
-    """Show what a model would learn from an annotation file: counts, and samples with their targets marked.
+    """Show what a model would learn from an annotation file: samples and counts.
 
-    Targets are green and stand in ⟦ ⟧. Without a model or a template, turns are shown by role; with a tokenizer, what
-    is marked is what every token is used for.
+    Targets are green and stand in ⟦ ⟧. Without a model or a template, turns are
+    shown by role; with a tokenizer, it shows what each token is used for.
 
     \b
     Examples:

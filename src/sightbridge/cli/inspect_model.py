@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from sightbridge.cli.arguments import ModelArgument
 from sightbridge.cli.console import new_table, show_table, wide_console
+from sightbridge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from sightbridge.checkpoints.folder import ModelDescription, PartDescription
@@ -25,21 +28,23 @@ def inspect_model(model: ModelArgument) -> None:
 
     found = describe(model)
     out = wide_console()
-    for name, value in _facts(found):
+    for name, value in _facts(model, found):
         out.print(Text(f"{name:<16} ", style="bold").append(value, style="not bold"))
     table = new_table("part", "model", "weights", "parameters", "type", "")
     for part in found.parts:
         state = "trained" if part.trained else "frozen"
-        table.add_row(part.name.replace("_", " "), part.what, _weights(part), f"{part.parameters:,}", part.dtype, state)
+        table.add_row(
+            part.name.replace("_", " "), _kind(part), _weights(part), f"{part.parameters:,}", part.dtype, state
+        )
     show_table(table)
 
 
-def _facts(found: ModelDescription) -> list[tuple[str, str]]:
+def _facts(model: Path, found: ModelDescription) -> list[tuple[str, str]]:
     manifest = found.manifest
     settings = manifest.settings
     kind = "encoder-decoder" if manifest.encoder_decoder else "decoder-only"
     facts = [
-        ("folder", str(found.folder)),
+        ("folder", str(model)),
         ("language model", f"{kind}, tokenizer of {len(manifest.tokenizer_files)} files in the folder"),
         ("template", found.template),
     ]
@@ -61,6 +66,19 @@ def _pairs(values: dict[str, Any]) -> str:
 def _transform(image: ImageSettings) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
     return f"{image.fit} to {image.size} x {image.size} pixels, mean ({mean}), deviation ({std})"
+
+
+def _kind(part: PartDescription) -> str:
+    """What a part is; of one that is only referenced, what the configuration at its source says, if that is here."""
+    from sightbridge.models.build import resolve_source
+
+    if part.stored or part.source is None:
+        return part.what
+    try:
+        config = Path(resolve_source(part.source)) / "config.json"
+    except CheckpointError:
+        return part.what
+    return json.loads(config.read_text(encoding="utf-8"))["model_type"] if config.is_file() else part.what
 
 
 def _weights(part: PartDescription) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,9 +53,16 @@ def run_name(recipe: str) -> str:
 
 
 def _train_model(loaded: LoadedRecipe, folder: Path, overwrite: bool) -> None:
+    from accelerate import PartialState
+
     from sightbridge.training.run import run_recipe
 
     history = run_recipe(loaded, folder, overwrite=overwrite, console=console())
+    if PartialState().is_main_process:
+        _report(history, folder)
+
+
+def _report(history: list[dict[str, Any]], folder: Path) -> None:
     table = new_table("after step", "training loss", "validation loss")
     evaluations = {line["step"]: line.get("validation_loss") for line in history if line["kind"] == "evaluation"}
     losses = {line["step"]: line["loss"] for line in history if line["kind"] == "train"}

@@ -158,13 +158,19 @@ def make_part(settings: PartSource, config: Any, auto_class: Any, part: str) -> 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' report of weights a file has too many (a text tower), and its advice to tie T5's head."""
-    verbosity = logging.get_verbosity()
+    """Hold back transformers' report of weights a file has too many (a text tower), and its advice to tie T5's head.
+
+    Its progress bars too: they would go to stderr even if nobody looks, and several per model.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

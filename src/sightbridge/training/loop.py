@@ -103,7 +103,9 @@ def train(
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     """Find the devices and processes to train on. A process may do so again, also with another precision."""
     AcceleratorState._reset_state()  # shared by all accelerators, it would refuse the second run's precision
-    return Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
+    # without being told so, accelerate takes several processes on a machine without a GPU for single ones
+    no_gpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=no_gpu, mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
 
 
 def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:

@@ -63,10 +63,11 @@ def run_recipe(
 
     check_run_folder(folder, overwrite)
     checked = check_run(loaded, watch)
-    with loaded.locating():
+    with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
         model = build_model(recipe.model, seed=recipe.training.seed)
     set_trainable(model, recipe.training.parts)
     console.print(parts_table(model, recipe.model))
+    accelerator.wait_for_everyone()  # until then another process may be looking at the folder
     if accelerator.is_main_process:
         start_run_folder(folder, recipe, overwrite)
     accelerator.wait_for_everyone()
