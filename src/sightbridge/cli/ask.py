@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sightbridge.cli.arguments import ModelArgument, SourceOption, read_part_sources
 from sightbridge.cli.console import console
+
+if TYPE_CHECKING:
+    from sightbridge.config.generation import GenerationSettings
+    from sightbridge.images.load import ImageSource
 
 
 def ask(
@@ -46,19 +50,14 @@ def ask(
       sightbridge ask MODEL before.png after.png "What has changed?" --beams 4
       sightbridge ask MODEL photo.jpg "Tell a story." --temperature 0.7 --top-p 0.9 --seed 1
     """
-    from sightbridge.config.generation import GenerationSettings
-    from sightbridge.config.problems import validate
-    from sightbridge.config.yaml_tree import Given
-
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "num_beams": beams,
-        "sample": sample or temperature is not None or top_p is not None,
-        "temperature": 1.0 if temperature is None else temperature,
-        "top_p": 1.0 if top_p is None else top_p,
-        "seed": seed,
-    }
-    settings = validate(GenerationSettings, Given({k: Given(v, "ask") for k, v in options.items()}, "ask"))
+    settings = _read_settings(
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        sample=sample or temperature is not None or top_p is not None,
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        seed=seed,
+    )
     sources = read_part_sources(source)
     pictures = _open_pictures(model, images, question)
 
@@ -69,19 +68,25 @@ def ask(
         vlm, processor = load_model(model, _device(), sources)
     if system is not None:
         processor.prompt_settings = processor.prompt_settings.model_copy(update={"system": system})
-    if as_json:
-        text = answer(vlm, processor, pictures, question, settings)
-        asked = {"model": str(model), "images": [str(image) for image in images], "question": question}
-        typer.echo(json.dumps({**asked, "answer": text}, ensure_ascii=False))
-    elif beams > 1:
-        typer.echo(answer(vlm, processor, pictures, question, settings))
-    else:
+    if not as_json and beams == 1:
         for piece in stream(vlm, processor, pictures, question, settings):
             typer.echo(piece, nl=False)
         typer.echo()
+        return
+    text = answer(vlm, processor, pictures, question, settings)
+    asked = {"model": str(model), "images": [str(image) for image in images], "question": question}
+    typer.echo(json.dumps({**asked, "answer": text}, ensure_ascii=False) if as_json else text)
 
 
-def _open_pictures(model: Path, images: list[Path], question: str) -> list:
+def _read_settings(**options: Any) -> GenerationSettings:
+    from sightbridge.config.generation import GenerationSettings
+    from sightbridge.config.problems import validate
+    from sightbridge.config.yaml_tree import Given
+
+    return validate(GenerationSettings, Given({k: Given(v, "ask") for k, v in options.items()}, "ask"))
+
+
+def _open_pictures(model: Path, images: list[Path], question: str) -> list[ImageSource]:
     """Look at the model's manifest and open the pictures: mistakes show before anything heavy is imported."""
     from sightbridge.checkpoints.atomic import existing_folder
     from sightbridge.checkpoints.manifest import read_manifest

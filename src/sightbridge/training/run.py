@@ -20,7 +20,7 @@ from sightbridge.config.training import PartsSettings
 from sightbridge.data.processor import Processor
 from sightbridge.models.build import build_model, part_summary, set_trainable
 from sightbridge.models.vlm import PARTS, VisionLanguageModel
-from sightbridge.training.loop import make_accelerator, train
+from sightbridge.training.loop import Evaluate, Save, make_accelerator, train
 from sightbridge.training.preflight import Watch, check_run
 from sightbridge.training.run_data import RunData, keep_features
 from sightbridge.training.run_folder import MODEL, check_run_folder, start_run_folder
@@ -74,32 +74,44 @@ def run_recipe(
     features = keep_features(recipe, checked, model, accelerator, watch) if recipe.data.keep_features else None
     data = RunData(recipe, checked, folder, accelerator, features)
 
-    def evaluate_all(bare: nn.Module, step: int) -> dict[str, Any]:
-        bare = cast(VisionLanguageModel, bare)
-        values = {"validation_loss": data.validation_loss(bare)} if checked.validation else {}
-        return values | (evaluate(bare, checked.processor, step) if evaluate else {})
-
-    def save(bare: nn.Module, step: int) -> None:
-        save_model(
-            cast(VisionLanguageModel, bare),
-            checked.processor,
-            recipe.model,
-            folder / MODEL,
-            trained_parts=trained_parts(recipe.training.parts),
-            provenance={"recipe": loaded.name, "steps": step, "seed": recipe.training.seed},
-        )
-
     return train(
         model,
         data.training_batches(),
         recipe.training,
         recipe.optim,
         folder,
-        evaluate=evaluate_all if checked.validation or evaluate else None,
-        save=save,
+        evaluate=_evaluation(data, evaluate) if checked.validation or evaluate else None,
+        save=_saving(recipe, loaded.name, checked.processor, folder / MODEL),
         title=title,
         accelerator=accelerator,
     )
+
+
+def _evaluation(data: RunData, extra: EvaluateModel | None) -> Evaluate:
+    """Validation loss, if there is anything to validate on, and the caller's own evaluation, if there is one."""
+
+    def evaluate(bare: nn.Module, step: int) -> dict[str, Any]:
+        model = cast(VisionLanguageModel, bare)
+        values = {"validation_loss": data.validation_loss(model)} if data.checked.validation else {}
+        return values | (extra(model, data.checked.processor, step) if extra else {})
+
+    return evaluate
+
+
+def _saving(recipe: Recipe, name: str, processor: Processor, folder: Path) -> Save:
+    """Write the model folder, in place of an earlier one."""
+
+    def save(bare: nn.Module, step: int) -> None:
+        save_model(
+            cast(VisionLanguageModel, bare),
+            processor,
+            recipe.model,
+            folder,
+            trained_parts=trained_parts(recipe.training.parts),
+            provenance={"recipe": name, "steps": step, "seed": recipe.training.seed},
+        )
+
+    return save
 
 
 def trained_parts(parts: PartsSettings) -> list[str]:
