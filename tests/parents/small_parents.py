@@ -36,7 +36,7 @@ def small_recipe(name: str, *overrides: str) -> ParentRecipe:
 def read_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train tokenizers on few scenes."""
     corpus = text._corpus
-    monkeypatch.setattr(text, "_corpus", lambda recipe: corpus(recipe, scenes=150))
+    monkeypatch.setattr(text, "_corpus", lambda recipe, scenes=150: corpus(recipe, scenes=scenes))
 
 
 @cache

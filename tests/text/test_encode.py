@@ -44,7 +44,9 @@ def squeeze(text: str) -> str:
 
 # No angle brackets or newlines next to markup by chance: marks in user text are the tokenizer's business.
 words = st.text(alphabet="abcdeT .,:?!0#é好 \n", max_size=12)
-questions = st.lists(words, min_size=1, max_size=3).map("<image>".join)
+# blip2_plain writes the answer right behind the question: without the space one token could hold the end of the one and
+# the beginning of the other, and is then a target as a whole.
+questions = st.lists(words, min_size=1, max_size=3).map(lambda texts: "<image>".join(texts) + " ")
 conversations = st.lists(st.tuples(questions, words), min_size=1, max_size=3).map(
     lambda pairs: turns_of(*(text for pair in pairs for text in pair))
 )

@@ -13,7 +13,9 @@ from sightbridge.cli.console import console
 
 if TYPE_CHECKING:
     from sightbridge.config.generation import GenerationSettings
+    from sightbridge.data.processor import Processor
     from sightbridge.images.load import ImageSource
+    from sightbridge.models.vlm import VisionLanguageModel
 
 
 def ask(
@@ -62,19 +64,32 @@ def ask(
     pictures = _open_pictures(model, images, question)
 
     from sightbridge.checkpoints.folder import load_model
-    from sightbridge.generation.answer import answer, stream
 
     with console(stderr=True).status("loading the model"):
         vlm, processor = load_model(model, _device(), sources)
     if system is not None:
         processor.prompt_settings = processor.prompt_settings.model_copy(update={"system": system})
-    if not as_json and beams == 1:
-        for piece in stream(vlm, processor, pictures, question, settings):
+    asked = {"model": str(model), "images": [str(image) for image in images], "question": question}
+    _print_answer(vlm, processor, pictures, settings, asked, as_json)
+
+
+def _print_answer(
+    model: VisionLanguageModel,
+    processor: Processor,
+    pictures: list[ImageSource],
+    settings: GenerationSettings,
+    asked: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write the answer as it comes, or as a whole if it is to be JSON or the outcome of a search."""
+    from sightbridge.generation.answer import answer, stream
+
+    if not as_json and settings.num_beams == 1:
+        for piece in stream(model, processor, pictures, asked["question"], settings):
             typer.echo(piece, nl=False)
         typer.echo()
         return
-    text = answer(vlm, processor, pictures, question, settings)
-    asked = {"model": str(model), "images": [str(image) for image in images], "question": question}
+    text = answer(model, processor, pictures, asked["question"], settings)
     typer.echo(json.dumps({**asked, "answer": text}, ensure_ascii=False) if as_json else text)
 
 

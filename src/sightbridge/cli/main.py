@@ -15,11 +15,12 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from sightbridge.cli import ask, data, inspect, recipes, train, version
+from sightbridge.cli import ask, data, inspect, quickstart, recipes, train, version
 from sightbridge.cli.console import print_error, use_utf8
 from sightbridge.errors import SightbridgeError
 
 VERBS: dict[str, Callable[..., None] | typer.Typer] = {
+    "quickstart": quickstart.quickstart,
     "train": train.train,
     "ask": ask.ask,
     "data": data.app,
@@ -66,6 +67,7 @@ def sightbridge(
 
     \b
     Examples:
+      sightbridge quickstart                    train a tiny bridge on this machine, see what it learned
       sightbridge recipes                           what can be trained
       sightbridge inspect recipe tiny/random        what a recipe sets, and what that means
       sightbridge data scenes scenes                pictures and questions to train on

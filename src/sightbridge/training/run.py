@@ -40,18 +40,13 @@ def run_recipe(
 ) -> list[dict[str, Any]]:
     """Train what the recipe says and return the log's lines.
 
-    All mistakes that are cheap to find are looked for before a weight is loaded. Afterwards ``folder`` holds the
-    trained model in ``model`` and the other files that ``run_folder`` lists. The model is evaluated and saved every
-    ``training.evaluate_every`` and ``save_every`` steps and after the last one. An evaluation is the mean loss per
-    target token on ``data.validation``, as ``validation_loss``, and whatever ``evaluate`` returns.
+    All mistakes that are cheap to find are looked for before a weight is loaded. Afterwards ``folder`` (new, empty, or
+    of another run if ``overwrite``) holds the trained model in ``model`` and the other files that ``run_folder`` lists.
+    The model is evaluated and saved every ``training.evaluate_every`` and ``save_every`` steps and after the last one.
+    An evaluation is the mean loss per target token on ``data.validation`` (``validation_loss``) and what ``evaluate``
+    returns. ``console`` is to report on, stdout by default.
 
-    Args:
-        loaded: an ordinary recipe, from ``read_recipe``.
-        folder: new, empty, or of another run if ``overwrite``.
-        console: to report on, stdout by default.
-
-    Raises:
-        SightbridgeError: for a mistake in settings, data, model sources or the folder.
+    Raises ``SightbridgeError`` for a mistake in settings, data, model sources or the folder.
     """
     recipe = loaded.recipe
     assert isinstance(recipe, Recipe), "parents have trainers of their own"
@@ -63,10 +58,7 @@ def run_recipe(
 
     check_run_folder(folder, overwrite)
     checked = check_run(loaded, watch)
-    with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
-        model = build_model(recipe.model, seed=recipe.training.seed)
-    set_trainable(model, recipe.training.parts)
-    console.print(parts_table(model, recipe.model))
+    model = _build(loaded, recipe, console)
     accelerator.wait_for_everyone()  # until then another process may be looking at the folder
     if accelerator.is_main_process:
         start_run_folder(folder, recipe, overwrite)
@@ -85,6 +77,15 @@ def run_recipe(
         title=title,
         accelerator=accelerator,
     )
+
+
+def _build(loaded: LoadedRecipe, recipe: Recipe, console: Console) -> VisionLanguageModel:
+    """The model with its frozen parts frozen, and a table of what it consists of."""
+    with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
+        model = build_model(recipe.model, seed=recipe.training.seed)
+    set_trainable(model, recipe.training.parts)
+    console.print(parts_table(model, recipe.model))
+    return model
 
 
 def _evaluation(data: RunData, extra: EvaluateModel | None) -> Evaluate:
