@@ -155,6 +155,15 @@ for _tag, _pattern, _first in CORE_SCALARS:
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Escape Unicode's own line ends: in any style but double quotes, they are folded into spaces when read."""
+    style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def save_resolved(recipe: Recipe | ParentRecipe, path: str | Path) -> None:
     """Write every setting, defaults included, as a YAML file that ``load_recipe`` reads back to an equal recipe."""
     text = yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
