@@ -23,6 +23,8 @@ class Batch:
     - ``images_per_row`` (B,) int64, pictures of each row; sums to N.
     - ``pixel_values`` (N, 3, H, W) float, normalised, **or** ``image_features`` (N, S, C), the output of a frozen
       vision tower computed beforehand (S positions, C channels). Both ``None`` when the batch has no picture.
+    - ``connector_ids``, ``connector_mask`` (N, Lq) int64: what is asked about each picture, in the ids of the tokenizer
+      of a connector that reads it too; the mask is 0 on padding. ``None`` for every other connector.
     - ``labels``: decoder-only (B, L), aligned with ``input_ids`` (not shifted); encoder-decoder (B, Ld), the decoder's
       targets. ``IGNORE_INDEX`` where there is nothing to predict. ``None`` when only generating.
     - ``n_target_tokens``: how many labels are targets *and have a prediction* (a decoder-only model predicts
@@ -36,6 +38,8 @@ class Batch:
     images_per_row: Tensor
     pixel_values: Tensor | None = None
     image_features: Tensor | None = None
+    connector_ids: Tensor | None = None
+    connector_mask: Tensor | None = None
     labels: Tensor | None = None
     n_target_tokens: int = 0
     ids: tuple[str, ...] = ()

@@ -84,6 +84,74 @@ def test_qformer_defaults_are_blip2s() -> None:
     assert [layer.has_cross_attention for layer in connector.qformer.encoder.layer] == [True, False] * 6
 
 
+TEXT = {
+    "text_input": True,
+    "text_tokenizer": "a folder",
+    "text_vocabulary": 50,
+    "text_positions": 16,
+    "max_text_length": 8,
+}
+
+
+def reading_connector() -> nn.Module:
+    """A Q-Former that reads a question, with weights large enough for every path to matter."""
+    connector = build_connector(settings("qformer", **QFORMER, **TEXT, initializer_range=0.3), 10, 5, 12).eval()
+    nn.init.normal_(connector.input_norm.weight)
+    return connector
+
+
+def test_parity_qformer_that_reads_a_question() -> None:
+    connector = reading_connector()
+    config = transformers.InstructBlipQFormerConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        encoder_hidden_size=10,
+        vocab_size=50,
+        max_position_embeddings=16,
+    )
+    theirs = transformers.InstructBlipQFormerModel(config).eval()
+    weights = {f"embeddings.{key}": value for key, value in connector.embeddings.state_dict().items()}
+    for key, value in connector.qformer.state_dict().items():
+        weights[key.replace("layernorm.", "embeddings.layernorm.") if key.startswith("layernorm") else key] = value
+    theirs.load_state_dict(weights)
+    features, ids = torch.randn(2, 5, 10), torch.randint(0, 50, (2, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    with torch.no_grad():
+        read = theirs(
+            input_ids=ids,
+            attention_mask=torch.cat([torch.ones(2, 3, dtype=torch.long), mask], dim=1),
+            query_embeds=connector.queries.expand(2, -1, -1),
+            encoder_hidden_states=connector.input_norm(features),
+        ).last_hidden_state[:, :3]
+        difference = widest_difference(connector(features, ids, mask), connector.output(read))
+    print(f"parity qformer with a question: {difference:.2e}")
+    assert difference <= 1e-6
+
+
+def test_a_question_changes_what_is_read_and_its_padding_does_not() -> None:
+    connector = reading_connector()
+    features, ids = torch.randn(2, 5, 10), torch.randint(1, 50, (2, 4))
+    seen = torch.ones_like(ids)
+    with torch.no_grad():
+        alone = connector(features)
+        asked = connector(features, ids, seen)
+        padded = connector(features, nn.functional.pad(ids, (0, 3), value=7), nn.functional.pad(seen, (0, 3)))
+        unasked = connector(features, ids, torch.zeros_like(ids))
+    assert widest_difference(asked, alone) > 1e-2
+    assert widest_difference(asked, padded) <= 1e-6
+    assert widest_difference(unasked, alone) <= 1e-6
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_every_weight_of_a_reading_qformer_is_in_the_graph(asked: bool) -> None:
+    connector = reading_connector().train()
+    text = (torch.ones(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.long)) if asked else ()
+    connector(torch.randn(2, 5, 10), *text).square().sum().backward()
+    assert [name for name, parameter in connector.named_parameters() if parameter.grad is None] == []
+
+
 def test_queries_start_as_lavis_draws_them() -> None:
     connector = build_connector(settings("qformer", **{**QFORMER, "num_queries": 64, "hidden_size": 96}), 10, 5, 12)
     assert connector.queries.std().item() == pytest.approx(0.02, rel=0.05)
@@ -96,6 +164,7 @@ def test_queries_start_as_lavis_draws_them() -> None:
         ({"kind": "qfromer"}, "model.connector.kind", r"Unknown connector 'qfromer'; .*Did you mean 'qformer'\?"),
         ({"kind": "mlp", "layer": 2}, "model.connector.layer", r"has no option 'layer'; .*Did you mean 'layers'\?"),
         ({"kind": "linear", "layers": 2}, "model.connector.layers", "has no option 'layers'; it has no options"),
+        ({"kind": "qformer", "text_input": True}, "model.connector", "text_input needs a 'text_tokenizer'"),
         ({"kind": "mlp", "layers": 0}, "model.connector.layers", "greater than or equal to 1"),
     ],
 )

@@ -33,9 +33,13 @@ class VisionLanguageModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision_tower)):
             return self.vision_tower(pixel_values)
 
-    def connect(self, features: Tensor) -> Tensor:
-        """Turn features (N, S, C) into image tokens (N, T, D)."""
-        return self.connector(features.to(next(self.connector.parameters()).dtype))
+    def connect(self, features: Tensor, text_ids: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+        """Turn features (N, S, C) into image tokens (N, T, D).
+
+        ``text_ids`` and ``text_mask`` (N, Lq) are what is asked about each picture, for a connector that reads it.
+        """
+        text = () if text_ids is None else (text_ids, text_mask)
+        return self.connector(features.to(next(self.connector.parameters()).dtype), *text)
 
     def embed(self, batch: Batch) -> Tensor:
         """Look up the text, put the image tokens in their slots: (B, L, D).
@@ -50,7 +54,8 @@ class VisionLanguageModel(nn.Module):
         check_slots(batch, 0 if features is None else len(features), self.tokens_per_image)
         if features is None or len(features) == 0:
             return embeddings + self._idle_bridge() if self.training else embeddings
-        image_tokens = self.connect(features) / self.language_model.embedding_scale
+        text = (batch.connector_ids, batch.connector_mask)
+        image_tokens = self.connect(features, *text) / self.language_model.embedding_scale
         return splice(embeddings, batch.image_slots, image_tokens)
 
     def forward(self, batch: Batch) -> Loss:

@@ -1,7 +1,8 @@
 """Connectors: what turns features of a vision tower into tokens of a language model.
 
 A connector is a module with ``forward(features (N, S, C)) -> (N, tokens_per_image, D)`` and the attribute
-``tokens_per_image``. Each kind has a file of its own with its settings class beside it, and a line in ``CONNECTORS``.
+``tokens_per_image``. One that also reads the question about a picture says so by ``takes_text``. Each kind has a file
+of its own with its settings class beside it, and a line in ``CONNECTORS``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ class Connector(Protocol):
     tokens_per_image: int
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Map features (N, S, C) to image tokens (N, tokens_per_image, D)."""
+        """Map features (N, S, C) to image tokens (N, tokens_per_image, D).
+
+        With an attribute ``takes_text`` that is true, also ``text_ids`` and ``text_mask`` (N, Lq).
+        """
         ...
 
 
@@ -76,9 +80,9 @@ def check_connector(settings: ConnectorSettings) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(
-            f"Option '{name}' of connector '{settings.kind}': {first['msg']}.", key=f"model.connector.{name}"
-        ) from None
+        what = f"Option '{name}' of connector" if name else "Connector"
+        key = f"model.connector.{name}" if name else "model.connector"
+        raise SettingsError(f"{what} '{settings.kind}': {first['msg'].removeprefix('Value error, ')}.", key) from None
 
 
 def build_connector(settings: ConnectorSettings, in_channels: int, in_positions: int, out_width: int) -> nn.Module:
