@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,9 @@ from sightbridge.config.load import write_atomically
 from sightbridge.data.scenes.language import language_name
 from sightbridge.quickstart.accuracy import Answered
 from sightbridge.text.turns import IMAGE_MARKER
+from sightbridge.training.charts import Panel, draw_panels
 
-CHART_WIDTH, CHART_HEIGHT = 440, 180
 EXAMPLES = 12
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A curve as an SVG polyline, with the numbers to write at its axes."""
-
-    title: str
-    points: str
-    low: str
-    high: str
-    last_step: int
-    final: str
 
 
 def write_report(
@@ -48,35 +35,22 @@ def write_report(
     html = templates.get_template("report.html.jinja").render(
         results=results,
         language_name=language_name,
-        charts=_charts(history),
+        curves=base64.b64encode(_curves(history)).decode(),
         examples=[_example(answer) for answer in _choose(answers)],
         commands=commands,
     )
     write_atomically(path, html)
 
 
-def _charts(history: Sequence[dict[str, Any]]) -> list[Chart]:
+def _curves(history: Sequence[dict[str, Any]]) -> bytes:
     losses = [(line["step"], line["loss"]) for line in history if line["kind"] == "train"]
     accuracies = [(line["step"], line["accuracy"]) for line in history if line["kind"] == "evaluation"]
-    return [
-        _chart("Loss per answer token, training pictures", losses, "{:.2f}", bottom=0.0),
-        _chart("Share of right answers, held-out pictures", accuracies, "{:.0%}", bottom=0.0, top=1.0),
-    ]
-
-
-def _chart(
-    title: str, values: list[tuple[int, float]], form: str, bottom: float | None = None, top: float | None = None
-) -> Chart:
-    """Scale values to the chart's box; y grows downwards in SVG."""
-    steps, heights = [step for step, _ in values], [value for _, value in values]
-    low = min(heights) if bottom is None else bottom
-    high = max(heights) if top is None else top
-    span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
-    points = " ".join(
-        f"{(step - steps[0]) / width * CHART_WIDTH:.1f},{(1 - (value - low) / span) * CHART_HEIGHT:.1f}"
-        for step, value in values
+    return draw_panels(
+        [
+            Panel("Loss per answer token, training pictures", {"": losses}, (0.0, None)),
+            Panel("Share of right answers, held-out pictures", {"": accuracies}, (0.0, 1.0)),
+        ]
     )
-    return Chart(title, points, form.format(low), form.format(high), steps[-1], form.format(heights[-1]))
 
 
 def _choose(answers: Sequence[Answered]) -> list[Answered]:

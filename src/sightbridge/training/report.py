@@ -1,0 +1,95 @@
+"""The page of a run: its curves, some of its answers, its settings, and how to run it again.
+
+It is made from the files in the run's folder alone, so it can be made of a run that was stopped, or of one that still
+goes on. It loads nothing from anywhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sightbridge.config.load import write_atomically
+from sightbridge.errors import DataError, ImageError
+from sightbridge.images.load import load_image
+from sightbridge.training.charts import draw_panels, run_panels
+from sightbridge.training.run_folder import ENVIRONMENT, SETTINGS
+from sightbridge.training.samples import SAMPLES
+
+REPORT, CURVES = "report.html", "curves.png"
+THUMBNAIL = 320
+"""Longest side of a sample picture in the page, in pixels."""
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write ``report.html`` and ``curves.png`` into a run's folder; returns the page's path.
+
+    Raises ``DataError`` if the folder holds no log to draw.
+    """
+    history = read_lines(folder / "log.jsonl")
+    panels = run_panels(history)
+    if not panels:
+        raise DataError(f"{folder / 'log.jsonl'}: has no logged step yet, so there is nothing to draw.")
+    curves = draw_panels(panels)
+    (folder / CURVES).write_bytes(curves)
+    settings = (folder / SETTINGS).read_text(encoding="utf-8")
+    environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    templates = Environment(
+        loader=PackageLoader("sightbridge.training", "."), autoescape=True, undefined=StrictUndefined
+    )
+    page = templates.get_template("report.html.jinja").render(
+        name=folder.name,
+        figures=_figures(history),
+        curves=base64.b64encode(curves).decode(),
+        samples=[_sample(line) for line in read_lines(folder / SAMPLES)],
+        settings=settings,
+        environment={key: value for key, value in environment.items() if key != "command"},
+        first_command=shlex.join(environment.get("command", [])),
+        again=f"sightbridge train {shlex.quote(str(folder / SETTINGS))} --out {shlex.quote(f'{folder}-again')}",
+        bad_samples=len(read_lines(folder / "bad_samples.jsonl")),
+    )
+    write_atomically(folder / REPORT, page)
+    return folder / REPORT
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; an absent one has none, and a last line that is still being written is left out."""
+    if not path.is_file():
+        return []
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in whole if line.strip()]
+
+
+def _figures(history: list[dict[str, Any]]) -> dict[str, str]:
+    """The numbers at the head of the page: where the run ended."""
+    trained = [line for line in history if line["kind"] == "train"]
+    evaluated = [line for line in history if line["kind"] == "evaluation"]
+    figures = {"optimiser steps": f"{trained[-1]['step']:,}", "training loss": f"{trained[-1]['loss']:.4f}"}
+    if evaluated:
+        values = {key: value for key, value in evaluated[-1].items() if isinstance(value, float)}
+        figures |= {key.replace("_", " "): f"{value:.4f}" for key, value in values.items()}
+    figures["samples per second"] = f"{trained[-1]['samples_per_second']:,.1f}"
+    figures["gigabytes of memory"] = f"{trained[-1]['memory_gb']:.2f}"
+    return figures
+
+
+def _sample(line: dict[str, Any]) -> dict[str, Any]:
+    """A sample with its pictures as small PNGs; one that is not there any more is left out."""
+    return line | {"pictures": [png for source in line["images"] if (png := _thumbnail(source))]}
+
+
+def _thumbnail(source: str) -> str | None:
+    try:
+        image = load_image(source)
+    except ImageError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, format="png")
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,86 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sightbridge.errors import DataError
+from sightbridge.training.charts import LEARNING_RATES, Panel, draw_panels, run_panels
+from sightbridge.training.report import read_lines, write_run_report
+
+TRAIN = {"kind": "train", "samples_per_second": 10.0, "memory_gb": 0.5}
+HISTORY = [
+    TRAIN | {"step": 1, "loss": 2.0, "loss/itc": 1.5, "lr/connector": 0.1, "lr/connector/no_decay": 0.1},
+    TRAIN | {"step": 2, "loss": 1.0, "loss/itc": 0.5, "lr/connector": 0.05, "lr/connector/no_decay": 0.05},
+    {"kind": "evaluation", "step": 2, "validation_loss": 1.25, "validation_loss/itc": 0.75, "accuracy": 0.5},
+]
+
+
+def panels() -> dict[str, Panel]:
+    return {panel.title: panel for panel in run_panels(HISTORY)}
+
+
+def test_training_and_validation_losses_share_a_panel():
+    assert panels()["loss"].curves == {"training": [(1, 2.0), (2, 1.0)], "validation": [(2, 1.25)]}
+    assert panels()["loss: itc"].curves == {"training": [(1, 1.5), (2, 0.5)], "validation": [(2, 0.75)]}
+
+
+def test_learning_rates_that_are_the_same_are_drawn_once():
+    assert panels()[LEARNING_RATES].curves == {"connector": [(1, 0.1), (2, 0.05)]}
+
+
+def test_every_number_of_the_log_is_in_exactly_one_panel():
+    titles = [panel.title for panel in run_panels(HISTORY)]
+    assert titles == ["loss", "loss: itc", "accuracy", LEARNING_RATES, "samples per second", "memory gb"]
+
+
+def test_what_is_not_a_number_has_no_point():
+    lines = [*HISTORY, {"kind": "evaluation", "step": 3, "validation_loss": None, "note": "text", "done": True}]
+    assert [panel.title for panel in run_panels(lines)] == [panel.title for panel in run_panels(HISTORY)]
+    assert run_panels(lines)[0].curves["validation"] == [(2, 1.25)]
+
+
+def test_a_drawing_is_a_png_of_the_grids_size():
+    small, large = (Image.open(io.BytesIO(draw_panels(run_panels(HISTORY), n))) for n in (1, 3))
+    assert small.format == "PNG" and small.height == 3 * large.height and large.width == 3 * small.width
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in HISTORY))
+    (folder / "settings.yaml").write_text("optim: {lr: 0.1} # <b>\n")
+    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "command": ["sightbridge", "train", "a b"]}))
+    Image.new("RGB", (640, 40), "red").save(folder / "red.png")
+    samples = [
+        {"images": [str(folder / "red.png")], "question": "What <colour>?", "answer": "rot", "truth": "red"},
+        {"images": [str(folder / "gone.png")], "question": "", "answer": "", "truth": "blue"},
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
+    return folder
+
+
+def test_the_page_shows_figures_samples_and_how_to_run_it_again(tmp_path: Path):
+    folder = make_run(tmp_path / "run")
+    html = write_run_report(folder).read_text("utf-8")
+    assert "1.2500" in html and "validation loss" in html
+    assert "What &lt;colour&gt;?" in html and "(nothing)" in html
+    assert "sightbridge train &#39;a b&#39;" in html
+    assert f"sightbridge train {folder}/settings.yaml --out {folder}-again" in html
+    assert html.count("data:image/png") == 2  # the curves and the one picture that is there
+    assert 'src="http' not in html and "&lt;b&gt;" in html
+    assert Image.open(folder / "curves.png").format == "PNG"
+
+
+def test_a_line_still_being_written_is_left_out(tmp_path: Path):
+    folder = make_run(tmp_path / "run")
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"kind": "tra')
+    assert read_lines(folder / "log.jsonl") == HISTORY
+
+
+def test_a_run_without_a_logged_step_says_so(tmp_path: Path):
+    folder = make_run(tmp_path / "run")
+    (folder / "log.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"log\.jsonl: has no logged step"):
+        write_run_report(folder)
