@@ -47,11 +47,56 @@ class Batch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    @property
+    def loss_counts(self) -> dict[str, int]:
+        """What each loss of the model sums over, known before the forward pass."""
+        return {"lm": self.n_target_tokens}
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Move every tensor to ``device``; floating tensors also to ``dtype`` if one is given."""
-        moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, dtype if value.is_floating_point() else None)
-        return replace(self, **moved)
+        return replace(self, **_moved(self, device, dtype))
+
+
+@dataclass(frozen=True)
+class QFormerBatch:
+    """B captions and the N distinct pictures they belong to, for the first stage of BLIP-2.
+
+    - ``text_ids`` (B, L) int64: [CLS], the caption, [SEP], padding. The model itself puts [DEC] in place of [CLS] where
+      it generates.
+    - ``text_mask`` (B, L) int64, 1 on real tokens, 0 on padding.
+    - ``image_index`` (B,) int64: which of the N pictures a row has; several captions may share one.
+    - ``image_ids`` (B,) int64, equal for equal pictures throughout the data: the other captions of a picture are then
+      positives too, and never its hard negatives. ``None``: every row has a picture of its own.
+    - ``pixel_values`` (N, 3, H, W) float, normalised, **or** ``image_features`` (N, S, C), as in ``Batch``.
+    - ``ids``: B record identifiers, for messages.
+    """
+
+    text_ids: Tensor
+    text_mask: Tensor
+    image_index: Tensor
+    image_ids: Tensor | None = None
+    pixel_values: Tensor | None = None
+    image_features: Tensor | None = None
+    ids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.text_ids.shape[0]
+
+    @property
+    def loss_counts(self) -> dict[str, int]:
+        """What each loss sums over: rows; rows with their two negatives; tokens predicted from an earlier one."""
+        return {"itc": len(self), "itm": 3 * len(self), "itg": int(self.text_mask[:, 1:].sum())}
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> QFormerBatch:
+        """Move every tensor to ``device``; floating tensors also to ``dtype`` if one is given."""
+        return replace(self, **_moved(self, device, dtype))
+
+
+def _moved(batch: Batch | QFormerBatch, device: torch.device | str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Every tensor of a batch on ``device``, by its field's name."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {
+        name: value.to(device, dtype if value.is_floating_point() else None)
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
