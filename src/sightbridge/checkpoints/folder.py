@@ -3,6 +3,7 @@
     MODEL/sightbridge.json            manifest: settings, parts, hashes (see ``manifest``)
     MODEL/connector.safetensors       one file per stored part
     MODEL/tokenizer/                  the tokenizer, as transformers saves it
+    MODEL/connector_tokenizer/        that of a connector which reads the question too
 
 A part that was trained, or has no source, is stored. A frozen part with a source is only referenced, unless the folder
 is to be self-contained: the bridge of a 7B model is then a few megabytes.
@@ -20,7 +21,9 @@ import torch
 
 import sightbridge
 from sightbridge.checkpoints.atomic import atomic_folder, existing_folder
+from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.checkpoints.manifest import (
+    CONNECTOR_TOKENIZER,
     MANIFEST,
     TOKENIZER,
     Manifest,
@@ -76,10 +79,13 @@ def save_model(
             stored = self_contained or name in trained_parts or source is None
             entries[name] = _save_part(model, name, source, name in trained_parts, writing if stored else None)
         processor.tokenizer.save_pretrained(writing / TOKENIZER)
+        if processor.connector_text:
+            processor.connector_text.tokenizer.save_pretrained(writing / CONNECTOR_TOKENIZER)
         manifest = Manifest(
             settings=_portable_settings(model, settings, {name for name in PARTS if entries[name].file}),
             parts=entries,
             tokenizer_files=_hash_files(writing / TOKENIZER),
+            connector_tokenizer_files=_hash_files(writing / CONNECTOR_TOKENIZER),
             tokens_per_image=model.tokens_per_image,
             encoder_decoder=model.language_model.is_encoder_decoder,
             versions={"sightbridge": sightbridge.__version__} | {n: version(n) for n in ("torch", "transformers")},
@@ -189,7 +195,7 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; choose a folder to save the model in.")
     names = {path.name for path in target.iterdir()}
-    ours = {MANIFEST, TOKENIZER, *(f"{name}.safetensors" for name in PARTS)}
+    ours = {MANIFEST, TOKENIZER, CONNECTOR_TOKENIZER, *(f"{name}.safetensors" for name in PARTS)}
     if names and (MANIFEST not in names or names - ours):
         others = ", ".join(sorted(names - ours)[:3])
         raise CheckpointError(f"{target}: holds files that are no part of a model ({others}); choose another folder.")
@@ -255,6 +261,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             f"{folder / MANIFEST}: expected the parts {', '.join(PARTS)}, got {', '.join(manifest.parts)}."
         )
     hashes = {f"{TOKENIZER}/{name}": sha256 for name, sha256 in manifest.tokenizer_files.items()}
+    hashes |= {f"{CONNECTOR_TOKENIZER}/{name}": sha256 for name, sha256 in manifest.connector_tokenizer_files.items()}
     hashes |= {entry.file: entry.sha256 or "" for entry in manifest.parts.values() if entry.file}
     for name, sha256 in hashes.items():
         path = inner_path(folder, name)
@@ -275,6 +282,7 @@ def _load_processor(folder: Path, manifest: Manifest) -> Processor:
         settings.image,
         tokens_per_image=manifest.tokens_per_image,
         encoder_decoder=manifest.encoder_decoder,
+        connector_text=open_connector_text(settings.connector, folder / CONNECTOR_TOKENIZER),
     )
 
 

@@ -16,6 +16,8 @@ MANIFEST = "sightbridge.json"
 """Name of the manifest in a model folder."""
 TOKENIZER = "tokenizer"
 """Name of the folder beside it that the tokenizer is in."""
+CONNECTOR_TOKENIZER = "connector_tokenizer"
+"""Name of the folder of a connector's own tokenizer, if it has one."""
 FORMAT = "sightbridge-model"
 FORMAT_VERSION = 1
 """Grows whenever an older release could not read the folder rightly."""
@@ -41,6 +43,7 @@ class Manifest(Settings):
     settings: ModelSettings = Field(description="builds the model; stored parts by configuration, others by source")
     parts: dict[str, PartEntry]
     tokenizer_files: dict[str, str] = Field(description="name in the tokenizer's folder -> SHA-256")
+    connector_tokenizer_files: dict[str, str] = Field(default_factory=dict, description="the same of a connector's own")
     tokens_per_image: int
     encoder_decoder: bool
     versions: dict[str, str] = Field(description="of the libraries that wrote the folder")

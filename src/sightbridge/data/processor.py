@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sightbridge.batch import IGNORE_INDEX, Batch
 from sightbridge.config.model import ImageSettings, PromptSettings
+from sightbridge.data.connector_text import ConnectorText
 from sightbridge.data.feature_store import FeatureStore
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SettingsError
@@ -26,12 +27,16 @@ PaddingSide = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Row:
-    """A record made ready: its text as ids, and its n pictures as ``pixels`` (n, 3, H, W) or ``features`` (n, S, C)."""
+    """A record made ready: its text as ids, and its n pictures as ``pixels`` (n, 3, H, W) or ``features`` (n, S, C).
+
+    ``asked``: ids of what is asked about each picture, for a connector that reads it.
+    """
 
     id: str
     encoded: Encoded
     pixels: Tensor | None = None
     features: Tensor | None = None
+    asked: tuple[list[int], ...] = ()
 
 
 class Processor:
@@ -44,6 +49,7 @@ class Processor:
         tokens_per_image: slots that one picture fills.
         encoder_decoder: whether the language model is one; the template must agree.
         seed: of what is drawn while training (crops, ``split_answer``), together with epoch and record.
+        connector_text: tokenises the question for a connector that reads it; ``None`` for every other connector.
 
     Raises ``SettingsError`` for an unknown template or switch, or a template of the wrong kind.
     """
@@ -57,8 +63,10 @@ class Processor:
         tokens_per_image: int,
         encoder_decoder: bool,
         seed: int = 0,
+        connector_text: ConnectorText | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.connector_text = connector_text
         self.prompt_settings = prompt
         self.image_settings = image
         self.tokens_per_image = tokens_per_image
@@ -118,10 +126,11 @@ class Processor:
         images = record.images[: encoded.images]  # the switch drop_cut_images may have dropped the last ones
         if not images:
             return Row(record.id, encoded)
+        asked = tuple(self.connector_text.ids(record.turns)[: len(images)]) if self.connector_text else ()
         if features is not None:
-            return Row(record.id, encoded, features=torch.stack([features[source] for source in images]))
+            return Row(record.id, encoded, features=torch.stack([features[source] for source in images]), asked=asked)
         pixels = [self._open(source, record, i, training, epoch) for i, source in enumerate(images)]
-        return Row(record.id, encoded, pixels=torch.stack(pixels))
+        return Row(record.id, encoded, pixels=torch.stack(pixels), asked=asked)
 
     def encode(
         self, record: Record, *, for_generation: bool = False, training: bool = False, epoch: int = 0
@@ -183,6 +192,7 @@ class Processor:
         pixels = [row.pixels for row in rows if row.pixels is not None]
         features = [row.features for row in rows if row.features is not None]
         assert not (pixels and features), "the rows of a batch bring pixels or features, not both"
+        connector_ids, connector_mask = self._collate_asked([ids for row in rows for ids in row.asked])
         return Batch(
             input_ids=pad([row.input_ids for row in encoded], pad_id, padding_side),
             attention_mask=pad([[1] * len(row.input_ids) for row in encoded], 0, padding_side),
@@ -190,10 +200,19 @@ class Processor:
             images_per_row=torch.tensor([row.images for row in encoded]),
             pixel_values=torch.cat(pixels) if pixels else None,
             image_features=torch.cat(features) if features else None,
+            connector_ids=connector_ids,
+            connector_mask=connector_mask,
             labels=labels,
             n_target_tokens=sum(row.n_target_tokens for row in encoded),
             ids=tuple(row.id for row in rows),
         )
+
+    def _collate_asked(self, asked: Sequence[list[int]]) -> tuple[Tensor | None, Tensor | None]:
+        """Pad the questions of all pictures and mask the padding, if there is a connector that reads them."""
+        if self.connector_text is None or not any(asked):
+            return None, None
+        ids = pad(asked, self.connector_text.tokenizer.pad_token_id, "right")
+        return ids, pad([[1] * len(one) for one in asked], 0, "right")
 
     def prompt(self, images: ImageSource | Sequence[ImageSource], question: str = "") -> Batch:
         """Make a batch of one prompt about pictures, ready to generate from.

@@ -8,13 +8,14 @@ from typing import Any
 from sightbridge.errors import CheckpointError
 
 
-def load_tokenizer(source: str | Path, legacy: bool | None = None) -> Any:
+def load_tokenizer(source: str | Path, legacy: bool | None = None, setting: str = "language_model.tokenizer") -> Any:
     """Open the tokenizer in a folder (or of a hub name) and make sure that it has a padding token.
 
     ``legacy`` is the flag of SentencePiece tokenizers that decides whether text behind a special token begins with a
     word boundary; ``None`` leaves what the tokenizer's own files say. A tokenizer without a padding token pads with
     its unknown token, as LLaVA does, or else with its end-of-sequence token: no token is ever added, so no embedding
     table needs to grow. Which of them it is changes no result, since padding is masked by position, not by id.
+    ``setting`` is where the message tells to name another one.
 
     Raises ``CheckpointError`` if there is none, or it cannot be opened.
     """
@@ -27,7 +28,7 @@ def load_tokenizer(source: str | Path, legacy: bool | None = None) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"cannot open a tokenizer in '{source}': {reason} Give a folder with the tokenizer's files "
-            "(tokenizer.json, or a SentencePiece model with its tokenizer_config.json) as language_model.tokenizer."
+            "(tokenizer.json, or a SentencePiece model with its tokenizer_config.json) as {setting}."
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

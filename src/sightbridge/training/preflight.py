@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.config.data import DataSettings
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.recipe import Recipe
@@ -111,6 +112,7 @@ def make_processor(recipe: Recipe) -> Processor:
             tokens_per_image=shape.tokens_per_image,
             encoder_decoder=shape.encoder_decoder,
             seed=recipe.training.seed,
+            connector_text=open_connector_text(model.connector),
         )
 
 
