@@ -50,7 +50,7 @@ def test_validation_loss_is_the_mean_over_all_target_tokens(workplace: Workplace
     model, processor = sightbridge.load(workplace.model)
     records = list(read_llava(workplace.scenes / "test.json", workplace.scenes))
     with torch.no_grad():
-        losses = [model(processor([record])) for record in records]
+        losses = [model(processor([record]))["lm"] for record in records]
     assert len({count for _, count in losses}) > 1, "the mean over records would be the same"
     expected = float(sum(loss for loss, _ in losses)) / sum(count for _, count in losses)
     (line,) = [line for line in read_log(workplace.run) if line["kind"] == "evaluation"]

@@ -112,7 +112,7 @@ def test_an_unknown_change_to_the_logits_is_refused(monkeypatch) -> None:
 def test_gradients_reach_the_connector_through_every_family(family: str) -> None:
     model = tiny_model(family)
     model.language_model.requires_grad_(False)
-    loss = model(make_batch(model, [(1, 1, 6), (2, 0, 5)]))
+    loss = model(make_batch(model, [(1, 1, 6), (2, 0, 5)]))["lm"]
     loss.sum.backward()
     assert loss.count == 6
     for name, parameter in model.connector.named_parameters():

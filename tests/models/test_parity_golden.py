@@ -115,7 +115,7 @@ def slots_at_markers(golden: dict[str, Tensor], tokens: int) -> Batch:
 def check(name: str, model: VisionLanguageModel, batch: Batch, golden: dict[str, Tensor], where: Tensor) -> None:
     """Compare logits (at ``where``) and the mean loss with the recorded ones."""
     with torch.no_grad():
-        logits, loss = model.logits(batch), model(batch)
+        logits, loss = model.logits(batch), model(batch)["lm"]
     scale = golden["logits"].abs().max().item()
     difference = widest_difference(logits[where], golden["logits"][where]) / scale
     off = abs(loss.sum.item() / loss.count - golden["loss"].item())
@@ -213,7 +213,7 @@ def test_parity_vip_llava_conversations() -> None:
     batch = slots_at_markers(golden, tokens=16)
     assert batch.images_per_row.tolist() == [1, 1, 0, 1, 1]
     with torch.no_grad():
-        loss, logits = model(batch), model.logits(batch)
+        loss, logits = model(batch)["lm"], model.logits(batch)
     predicting = torch.zeros_like(batch.image_slots)
     predicting[:, :-1] = batch.labels[:, 1:] != IGNORE_INDEX
     difference = widest_difference(logits[predicting], golden["target_logits"])

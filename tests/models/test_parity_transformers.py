@@ -38,7 +38,7 @@ def check(name: str, ours: VisionLanguageModel, theirs: Any, batch: Batch, where
     inputs = {"input_ids": ids, "attention_mask": batch.attention_mask, "pixel_values": batch.pixel_values}
     with torch.no_grad():
         expected = theirs(**inputs, labels=batch.labels)
-        logits, loss = ours.logits(batch), ours(batch)
+        logits, loss = ours.logits(batch), ours(batch)["lm"]
     difference = widest_difference(logits[where], expected.logits[where])
     off = abs(loss.sum.item() / loss.count - expected.loss.item())
     print(f"parity {name}: logits {difference:.2e} of {expected.logits.abs().max():.2f}, loss {off:.2e}")

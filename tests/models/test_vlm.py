@@ -29,8 +29,8 @@ def parts(**trained: bool) -> PartsSettings:
 def test_rows_do_not_see_each_other(family: str) -> None:
     model = tiny_model(family)
     with torch.no_grad():
-        together = model(make_batch(model, ROWS))
-        alone = [model(make_batch(model, [row])) for row in ROWS]
+        together = model(make_batch(model, ROWS))["lm"]
+        alone = [model(make_batch(model, [row]))["lm"] for row in ROWS]
     assert together.count == sum(loss.count for loss in alone) == 12
     assert together.sum.item() == pytest.approx(sum(loss.sum.item() for loss in alone), rel=1e-5)
 
@@ -41,7 +41,7 @@ def test_the_padding_side_does_not_matter(family: str) -> None:
     right, left = (make_batch(model, ROWS, padding, width=30) for padding in ("right", "left"))
     with torch.no_grad():
         logits = [model.logits(batch) for batch in (right, left)]
-        sums = [model(batch).sum.item() for batch in (right, left)]
+        sums = [model(batch)["lm"].sum.item() for batch in (right, left)]
     if family in DECODERS:
         logits = [rows[batch.attention_mask.bool()] for rows, batch in zip(logits, (right, left), strict=True)]
     assert widest_difference(*logits) <= 1e-5 * logits[0].abs().max()
@@ -54,22 +54,22 @@ def test_cached_features_equal_pictures() -> None:
     with torch.no_grad():
         features = model.encode_images(batch.pixel_values)
         cached = replace(batch, pixel_values=None, image_features=features)
-        assert model(batch).sum.item() == model(cached).sum.item()
+        assert model(batch)["lm"].sum.item() == model(cached)["lm"].sum.item()
 
 
 def test_the_right_picture_is_read() -> None:
     model = tiny_model()
     batch = make_batch(model, [(1, 2, 6)])
     with torch.no_grad():
-        swapped = model(replace(batch, pixel_values=batch.pixel_values.flip(0)))
-        assert abs(model(batch).sum.item() - swapped.sum.item()) > 1e-4
+        swapped = model(replace(batch, pixel_values=batch.pixel_values.flip(0)))["lm"]
+        assert abs(model(batch)["lm"].sum.item() - swapped.sum.item()) > 1e-4
 
 
 def test_labels_are_shifted_once() -> None:
     model = tiny_model()
     batch = make_batch(model, ROWS)
     with torch.no_grad():
-        logits, loss = model.logits(batch), model(batch)
+        logits, loss = model.logits(batch), model(batch)["lm"]
     expected = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
@@ -83,7 +83,7 @@ def test_only_the_trained_part_changes(family: str) -> None:
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-    model(make_batch(model, ROWS)).sum.backward()
+    model(make_batch(model, ROWS))["lm"].sum.backward()
     optimizer.step()
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"connector"}
@@ -134,14 +134,14 @@ def test_text_alone_still_touches_all_that_trains(trained: tuple[str, ...]) -> N
     set_trainable(model, parts(**dict.fromkeys(trained, True)))
     model.train()
     batch = make_batch(model, [(3, 0, 9)])
-    loss = model(batch)
+    loss = model(batch)["lm"]
     loss.sum.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         if parameter.grad is not None and not name.startswith("language_model"):
             assert parameter.grad.abs().max() == 0, name
     with torch.no_grad():
-        assert model.eval()(batch).sum.item() == pytest.approx(loss.sum.item(), abs=1e-6)
+        assert model.eval()(batch)["lm"].sum.item() == pytest.approx(loss.sum.item(), abs=1e-6)
 
 
 def test_a_wrong_count_names_the_record() -> None:
@@ -155,7 +155,7 @@ def test_a_wrong_count_names_the_record() -> None:
 def test_every_tower_bridges_to_every_kind_of_language_model(vision: str) -> None:
     for family in ("opt", "mt5"):
         model = tiny_model(family, vision=vision, connector={"kind": "qformer", **QFORMER}, layers=[-2])
-        loss = model(make_batch(model, ROWS))
+        loss = model(make_batch(model, ROWS))["lm"]
         assert torch.isfinite(loss.sum)
         loss.sum.backward()
         assert model.connector.queries.grad.abs().sum() > 0
@@ -165,7 +165,7 @@ def test_half_precision_parts_around_a_float32_bridge() -> None:
     model = tiny_model()
     model.vision_tower.bfloat16()
     model.language_model.bfloat16()
-    loss = model(make_batch(model, ROWS))
+    loss = model(make_batch(model, ROWS))["lm"]
     assert loss.sum.dtype == torch.float32
     loss.sum.backward()
     assert next(model.connector.parameters()).grad.dtype == torch.float32

@@ -46,7 +46,7 @@ def test_labels_are_the_scene(cells, monkeypatch):
 
     monkeypatch.setattr(vision, "sample_scene", remember)
     pictures = cells.batch(random.Random(2), 12)
-    assert len(pictures) == pictures.n_target_tokens == len(scenes) == 12
+    assert len(pictures) == pictures.loss_counts["cells"] == len(scenes) == 12
     assert {scene.object_set for scene in scenes} == {"shapes", "digits"}
     for scene, pixels, kinds, colours in zip(
         scenes, pictures.pixel_values, pictures.kinds.tolist(), pictures.colours.tolist(), strict=True
@@ -84,7 +84,7 @@ def test_classes_are_shapes_then_digits():
 
 def test_the_loss_is_a_sum_over_pictures(classifier, cells):
     pictures = cells.batch(random.Random(1), 5)
-    loss = classifier(pictures)
+    loss = classifier(pictures)["cells"]
     logits = classifier.classify(pictures.pixel_values)
     assert {name: tuple(values.shape) for name, values in logits.items()} == {
         "kind": (5, 9, 15),

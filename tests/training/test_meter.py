@@ -17,8 +17,8 @@ def clock(monkeypatch):
 
 def test_rates_and_means(clock):
     meter = Meter()
-    meter.add(StepResult(loss=2.0, grad_norm=5.0, target_tokens=10, samples=4), waited=0.5)
-    meter.add(StepResult(loss=1.0, grad_norm=3.0, target_tokens=30, samples=4), waited=1.5)
+    meter.add(StepResult({"lm": 2.0}, 5.0, {"lm": 10}, samples=4), waited=0.5)
+    meter.add(StepResult({"lm": 1.0}, 3.0, {"lm": 30}, samples=4), waited=1.5)
     clock.seconds += 4.0
     summary = meter.summary()
     assert summary["loss"] == pytest.approx((2.0 * 10 + 1.0 * 30) / 40)
@@ -28,9 +28,19 @@ def test_rates_and_means(clock):
     assert summary["data_wait"] == pytest.approx(0.5)
 
 
+def test_several_losses_have_means_of_their_own_and_are_added_up(clock):
+    meter = Meter()
+    meter.add(StepResult({"itc": 2.0, "itg": 3.0}, 1.0, {"itc": 10, "itg": 10}, samples=10), waited=0.0)
+    meter.add(StepResult({"itc": 1.0, "itg": 0.0}, 1.0, {"itc": 10, "itg": 30}, samples=10), waited=0.0)
+    clock.seconds += 2.0
+    summary = meter.summary()
+    assert (summary["loss/itc"], summary["loss/itg"], summary["loss"]) == pytest.approx((1.5, 0.75, 2.25))
+    assert summary["target_tokens_per_second"] == pytest.approx(30.0)
+
+
 def test_time_spent_on_other_things_does_not_count(clock):
     meter = Meter()
-    meter.add(StepResult(1.0, 1.0, 10, 8), waited=1.0)
+    meter.add(StepResult({"lm": 1.0}, 1.0, {"lm": 10}, 8), waited=1.0)
     clock.seconds += 2.0
     with meter.paused():
         clock.seconds += 60.0
@@ -40,10 +50,10 @@ def test_time_spent_on_other_things_does_not_count(clock):
 
 def test_a_new_interval_starts_from_nothing(clock):
     meter = Meter()
-    meter.add(StepResult(9.0, 1.0, 10, 8), waited=1.0)
+    meter.add(StepResult({"lm": 9.0}, 1.0, {"lm": 10}, 8), waited=1.0)
     clock.seconds += 5.0
     meter.reset()
-    meter.add(StepResult(1.0, 2.0, 5, 2), waited=0.0)
+    meter.add(StepResult({"lm": 1.0}, 2.0, {"lm": 5}, 2), waited=0.0)
     clock.seconds += 1.0
     summary = meter.summary()
     assert (summary["loss"], summary["samples_per_second"], summary["data_wait"]) == (1.0, 2.0, 0.0)

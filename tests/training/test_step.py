@@ -1,12 +1,13 @@
 """One optimiser step is the same however its records are dealt out, and is not taken if something is not finite."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 from training_models import OPTIM, make_batch, parts, tiny_model
 
+from sightbridge.batch import Batch
 from sightbridge.errors import SightbridgeError
 from sightbridge.models.losses import Loss
 from sightbridge.training.loop import make_accelerator
@@ -38,7 +39,7 @@ def steps(row_lists, language_model, precision="fp32", clip_norm=1.0):
 @pytest.mark.parametrize("language_model", ["llama", "t5"])
 def test_a_step_does_not_depend_on_how_records_are_dealt_out(language_model):
     whole, whole_results = steps(SPLITS["1 x 8"], language_model)
-    assert whole_results[0].target_tokens == 49 and whole_results[0].samples == 8
+    assert whole_results[0].counts == {"lm": 49} and whole_results[0].samples == 8
     start = tiny_model(language_model=language_model).state_dict()
     assert max((value - start[key]).abs().max() for key, value in whole.state_dict().items()) > 5e-4
     for name, split in SPLITS.items():
@@ -50,20 +51,20 @@ def test_a_step_does_not_depend_on_how_records_are_dealt_out(language_model):
         for ours, theirs in zip(results, whole_results, strict=True):
             assert ours.loss == pytest.approx(theirs.loss, abs=1e-6)
             assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
-            assert (ours.target_tokens, ours.samples) == (theirs.target_tokens, theirs.samples)
+            assert (ours.counts, ours.samples) == (theirs.counts, theirs.samples)
 
 
 def test_the_loss_is_the_mean_over_target_tokens():
     model = tiny_model()
     rows = [0, 1, 3]
-    losses = [model(make_batch([row])) for row in rows]
+    losses = [model(make_batch([row]))["lm"] for row in rows]
     expected = sum(loss.sum.item() for loss in losses) / sum(loss.count for loss in losses)
     accelerator = make_accelerator("fp32")
     result = training_step(
         accelerator, model, build_optimizer(model, parts(), OPTIM), [make_batch([row]) for row in rows], None
     )
     assert result.loss == pytest.approx(expected, abs=1e-6)
-    assert result.target_tokens == 1 + 9 + 14
+    assert result.counts == {"lm": 1 + 9 + 14}
 
 
 class Line(nn.Module):
@@ -78,7 +79,7 @@ class Line(nn.Module):
 
     def forward(self, batch):
         squares = (self.connector.weight.flatten() - batch.pixel_values[:, 0, 0, 0]) ** 2
-        return Loss((squares.sqrt() if self.root else squares).sum(), batch.n_target_tokens)
+        return {"lm": Loss((squares.sqrt() if self.root else squares).sum(), batch.n_target_tokens)}
 
 
 def line_batch(name, value):
@@ -134,3 +135,32 @@ def test_bf16_is_autocast_around_the_forward_pass():
     assert results[0].loss != exact_results[0].loss
     assert results[0].loss == pytest.approx(exact_results[0].loss, rel=0.02)
     assert results[1].loss == pytest.approx(exact_results[1].loss, rel=0.05)
+
+
+class TwoLosses(Line):
+    """Beside the squares, the sum of ``twice`` the weight over every other count."""
+
+    def forward(self, batch):
+        (row,) = batch.ids
+        return super().forward(batch) | {"other": Loss(2 * self.connector.weight.sum() * OTHER[row], OTHER[row])}
+
+
+OTHER = {"record-0.0": 3, "record-1.0": 0}
+
+
+@dataclass(frozen=True)
+class TwoCounts(Batch):
+    @property
+    def loss_counts(self):
+        return super().loss_counts | {"other": OTHER[self.ids[0]]}
+
+
+def test_each_loss_is_divided_by_its_own_count():
+    # squares: mean of 4 and 1, gradient 3; other: 3 x 2 x weight / 3, gradient 2
+    model = TwoLosses()
+    optimizer = torch.optim.SGD(model.connector.parameters(), lr=0.1)
+    batches = [TwoCounts(**vars(line_batch(f"record-{value}", value))) for value in (0.0, 1.0)]
+    result = training_step(make_accelerator("fp32"), model, optimizer, batches, None)
+    assert result.losses == pytest.approx({"lm": 2.5, "other": 4.0}) and result.counts == {"lm": 2, "other": 3}
+    assert result.loss == pytest.approx(6.5) and result.grad_norm == pytest.approx(5.0)
+    assert model.connector.weight.item() == pytest.approx(2 - 0.1 * 5)

@@ -17,7 +17,7 @@ LOGITS_AT_ONCE = 2**26
 
 
 class Loss(NamedTuple):
-    """A summed loss and the number of target tokens it sums over.
+    """A summed loss and the number of targets (tokens; pairs, in a contrastive loss) it sums over.
 
     The division happens once per optimiser step, by the count over all processes and accumulated batches, so the
     result does not depend on how records were dealt out to batches.

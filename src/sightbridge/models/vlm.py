@@ -58,13 +58,13 @@ class VisionLanguageModel(nn.Module):
         image_tokens = self.connect(features, *text) / self.language_model.embedding_scale
         return splice(embeddings, batch.image_slots, image_tokens)
 
-    def forward(self, batch: Batch) -> Loss:
-        """Return the summed cross entropy over the batch's targets, and their number."""
+    def forward(self, batch: Batch) -> dict[str, Loss]:
+        """Return ``lm``: the summed cross entropy over the batch's targets, and their number."""
         assert batch.labels is not None, "a batch without labels has no loss"
         hidden, labels = self._hidden(batch), batch.labels
         if not self.language_model.is_encoder_decoder:
             hidden, labels = hidden[:, :-1], labels[:, 1:]  # position i predicts token i + 1
-        return target_loss(hidden, labels, self.language_model.head, self.language_model.config.vocab_size)
+        return {"lm": target_loss(hidden, labels, self.language_model.head, self.language_model.config.vocab_size)}
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits: (B, L, V) or, for an encoder-decoder fed with the batch's labels, (B, Ld, V)."""

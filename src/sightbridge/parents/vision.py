@@ -41,9 +41,9 @@ class LabelledPictures:
     ids: tuple[str, ...] = ()
 
     @property
-    def n_target_tokens(self) -> int:
-        """What a loss is divided by: pictures."""
-        return len(self.kinds)
+    def loss_counts(self) -> dict[str, int]:
+        """What the loss is divided by: pictures."""
+        return {"cells": len(self.kinds)}
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -76,8 +76,8 @@ class CellClassifier(nn.Module):
         features = self.vision_tower(pixel_values)
         return {name: head(features) for name, head in self.connector.items()}
 
-    def forward(self, batch: LabelledPictures) -> Loss:
-        """Summed loss of the three heads (per picture: the mean over its cells) and the number of pictures."""
+    def forward(self, batch: LabelledPictures) -> dict[str, Loss]:
+        """``cells``: the summed loss of the three heads (per picture: the mean over its cells) and the number of pictures."""
         logits = {name: values.flatten(0, 1) for name, values in self.classify(batch.pixel_values).items()}
         weights = torch.ones(len(KINDS) + 1, device=batch.kinds.device)
         weights[0] = EMPTY_WEIGHT
@@ -88,7 +88,7 @@ class CellClassifier(nn.Module):
             # where a feature is from stays readable, although nothing else asks for it
             + 0.3 * F.cross_entropy(logits["cell"], cells)
         )
-        return Loss(loss * len(batch), len(batch))
+        return {"cells": Loss(loss * len(batch), len(batch))}
 
 
 @dataclass
@@ -138,7 +138,7 @@ def train_vision_parent(recipe: ParentRecipe, folder: Path) -> dict[str, Any]:
     def evaluate(classifier: nn.Module, step: int) -> dict[str, float]:
         return cell_accuracy(cast(CellClassifier, classifier), held_out)
 
-    history = train(model, cells, recipe.training, recipe.optim, folder / "run", evaluate=evaluate, title="looking")  # type: ignore[arg-type]
+    history = train(model, cells, recipe.training, recipe.optim, folder / "run", evaluate=evaluate, title="looking")
     write_parent(tower.model, folder)
     return history[-1]
 

@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,16 +31,16 @@ class Meter:
         """Start a new interval."""
         self._started = time.perf_counter()
         self._waited = 0.0
-        self._loss_sum = 0.0
-        self._tokens = 0
+        self._sums: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._samples = 0
         self._grad_norm = 0.0
 
     def add(self, result: StepResult, waited: float) -> None:
         """Count a step that waited ``waited`` seconds for its data."""
         self._waited += waited
-        self._loss_sum += result.loss * result.target_tokens
-        self._tokens += result.target_tokens
+        self._sums.update({name: loss * result.counts[name] for name, loss in result.losses.items()})
+        self._counts.update(result.counts)
         self._samples += result.samples
         self._grad_norm = result.grad_norm
 
@@ -51,13 +52,18 @@ class Meter:
         self._started += time.perf_counter() - began
 
     def summary(self) -> dict[str, float]:
-        """Loss per target token over the interval, rates per second, share of time spent waiting for data, memory."""
+        """Loss per target over the interval, rates per second, share of time spent waiting for data, memory.
+
+        With several losses, ``loss`` is the sum of their means, and each one stands under ``loss/NAME``.
+        """
         seconds = time.perf_counter() - self._started
+        losses = {f"loss/{name}": loss_sum / max(1, self._counts[name]) for name, loss_sum in self._sums.items()}
         return {
-            "loss": self._loss_sum / max(1, self._tokens),
+            "loss": sum(losses.values()),
+            **(losses if len(losses) > 1 else {}),
             "grad_norm": self._grad_norm,
             "samples_per_second": self._samples / seconds,
-            "target_tokens_per_second": self._tokens / seconds,
+            "target_tokens_per_second": self._counts.total() / seconds,
             "data_wait": self._waited / seconds,
             "memory_gb": peak_memory_gb(),
         }

@@ -15,13 +15,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
-from sightbridge.batch import Batch
 from sightbridge.config.training import OptimSettings, TrainingSettings
 from sightbridge.errors import DataError
 from sightbridge.training.log import Meter, RunLog
 from sightbridge.training.optim import build_optimizer
 from sightbridge.training.schedule import learning_rate
-from sightbridge.training.step import training_step
+from sightbridge.training.step import TrainingBatch, training_step
 
 
 class Batches(Protocol):
@@ -32,7 +31,7 @@ class Batches(Protocol):
         """Batches per epoch; not a whole number where a batch may run over an epoch's end."""
         ...
 
-    def epoch(self, number: int) -> Iterable[Batch]:
+    def epoch(self, number: int) -> Iterable[TrainingBatch]:
         """The batches of one epoch, in an order fixed by the seed and the epoch's number."""
         ...
 
@@ -122,7 +121,7 @@ def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:
     return max(1, math.ceil(round(steps, 6)))  # rounded first: 0.07 * 100 is 7.000000000000001
 
 
-def _step_batches(batches: Batches, accumulation: int) -> Iterator[list[Batch]]:
+def _step_batches(batches: Batches, accumulation: int) -> Iterator[list[TrainingBatch]]:
     """Endless groups of ``accumulation`` batches, epoch after epoch."""
     stream = itertools.chain.from_iterable(batches.epoch(number) for number in itertools.count())
     while True:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from sightbridge.config.recipe import Recipe
 from sightbridge.data.bad_samples import BadSample, BadSamples
@@ -53,8 +54,12 @@ class RunData:
             processes=self.accelerator.num_processes,
         )
 
-    def validation_loss(self, model: VisionLanguageModel) -> float:
-        """Mean loss per target token over the validation records of all processes."""
+    def validation_loss(self, model: nn.Module) -> dict[str, float]:
+        """Mean loss per target over the validation records of all processes.
+
+        Returns ``validation_loss``, the sum of the losses' means; if there are several, each as well, under
+        ``validation_loss/NAME``.
+        """
         batches = evaluation_batches(
             self._dataset(self.checked.validation, training=False),
             self.recipe.training.batch_size,
@@ -63,14 +68,17 @@ class RunData:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        loss_sum, targets = 0.0, 0
+        sums, counts, all_sums, all_counts = (Counter[str]() for _ in range(4))
         for batch in batches:
             with self.accelerator.autocast():
-                loss = model(batch.to(self.accelerator.device))
-            loss_sum, targets = loss_sum + float(loss.sum), targets + loss.count
-        totals = torch.tensor([loss_sum, targets], device=self.accelerator.device)
-        loss_sum, targets = self.accelerator.reduce(totals, "sum").tolist()  # type: ignore[union-attr]
-        return loss_sum / max(1, targets)
+                losses = model(batch.to(self.accelerator.device))
+            sums.update({name: float(loss.sum) for name, loss in losses.items()})
+            counts.update({name: loss.count for name, loss in losses.items()})
+        for others in gather_object([(sums, counts)]):  # a process without a record does not know the losses' names
+            all_sums.update(others[0])
+            all_counts.update(others[1])
+        means = {f"validation_loss/{name}": all_sums[name] / max(1, all_counts[name]) for name in sorted(all_sums)}
+        return {"validation_loss": sum(means.values()), **(means if len(means) > 1 else {})}
 
     def _dataset(self, records: Sequence[Record], training: bool) -> RecordDataset:
         return RecordDataset(

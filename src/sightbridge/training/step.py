@@ -1,78 +1,111 @@
-"""One optimiser step: several micro-batches, one division by the target tokens of all of them."""
+"""One optimiser step: several micro-batches, one division of every loss by the targets of all of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sightbridge.batch import Batch
 from sightbridge.errors import SightbridgeError
 
 
-class StepResult(NamedTuple):
-    """What a step measured, over all processes: mean loss per target token, gradient norm before clipping, counts."""
+class TrainingBatch(Protocol):
+    """What a step needs to know of a batch; the model knows the rest."""
 
-    loss: float
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Record identifiers, for messages."""
+        ...
+
+    @property
+    def loss_counts(self) -> dict[str, int]:
+        """What each of the model's losses sums over, known before the forward pass; every batch has the same keys."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device, /) -> Any:
+        """Move every tensor."""
+        ...
+
+
+class StepResult(NamedTuple):
+    """What a step measured, over all processes: mean of each loss, gradient norm before clipping, counts."""
+
+    losses: dict[str, float]
     grad_norm: float
-    target_tokens: int
+    counts: dict[str, int]
     samples: int
+
+    @property
+    def loss(self) -> float:
+        """The sum of the losses' means, which is what the step goes down on."""
+        return sum(self.losses.values())
 
 
 def training_step(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
+    batches: Sequence[TrainingBatch],
     clip_norm: float | None,
 ) -> StepResult:
     """Run forward and backward over ``batches``, then one optimiser step.
 
-    Every micro-batch's loss is a *sum* over its target tokens; the gradient is divided once by the number of target
-    tokens of the whole step, over micro-batches and processes. So 1 x 32, 4 x 8 and 4 processes x 8 are the same step
-    (weighting micro-batches alike instead is the accumulation defect that transformers had until October 2024).
+    The model returns its losses by name (``models.losses.Loss``). Every micro-batch's loss is a *sum* over its targets;
+    the gradient of each is divided once by the number of its targets in the whole step, over micro-batches and
+    processes. So 1 x 32, 4 x 8 and 4 processes x 8 are the same step (weighting micro-batches alike instead is the
+    accumulation defect that transformers had until October 2024).
 
     ``clip_norm``: largest gradient norm, ``None`` = no clipping.
 
     Raises ``SightbridgeError``, before any weight changes, if the loss or the gradient is not finite.
     """
-    device = accelerator.device
-    counts = torch.tensor([sum(b.n_target_tokens for b in batches), sum(map(len, batches))], device=device)
-    counts = accelerator.reduce(counts, "sum")
-    target_tokens, samples = (int(c) for c in counts.tolist())  # type: ignore[union-attr]
-
-    losses = []
+    counts, samples = _count(accelerator, batches)
+    sums = []
     for i, batch in enumerate(batches):
         with nullcontext() if i == len(batches) - 1 else accelerator.no_sync(model):
             with accelerator.autocast():
-                loss_sum, count = model(batch.to(device))
-            assert count == batch.n_target_tokens, "the model and the batch count targets differently"
+                losses = model(batch.to(accelerator.device))
+            own = {name: loss.count for name, loss in losses.items()}
+            assert own == batch.loss_counts, "the model and the batch count targets differently"
+            each = [loss.sum / max(1, counts[name]) for name, loss in losses.items()]
             # DistributedDataParallel averages gradients over processes: undo it, the division is ours
-            accelerator.backward(loss_sum * (accelerator.num_processes / max(1, target_tokens)))
-        losses.append(loss_sum.detach().float())
+            accelerator.backward(torch.stack(each).sum() * accelerator.num_processes)
+        sums.append(torch.stack([losses[name].sum.detach().float() for name in counts]))
 
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = accelerator.clip_grad_norm_(trained, clip_norm if clip_norm is not None else float("inf"))
-    loss = float(accelerator.reduce(torch.stack(losses).sum(), "sum")) / max(1, target_tokens)  # type: ignore[arg-type]
-    norm = float(grad_norm) if grad_norm is not None else 0.0
-    _check_finite(loss, norm, batches, losses)
+    totals = accelerator.reduce(torch.stack(sums).sum(0), "sum").tolist()  # type: ignore[union-attr]
+    means = {name: total / max(1, counts[name]) for name, total in zip(counts, totals, strict=True)}
+    result = StepResult(means, float(grad_norm) if grad_norm is not None else 0.0, counts, samples)
+    _check_finite(result, batches, sums)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, target_tokens, samples)
+    return result
 
 
-def _check_finite(loss: float, grad_norm: float, batches: Sequence[Batch], losses: Sequence[Tensor]) -> None:
+def _count(accelerator: Accelerator, batches: Sequence[TrainingBatch]) -> tuple[dict[str, int], int]:
+    """Targets of each loss, and samples, in the whole step over all processes."""
+    names = list(batches[0].loss_counts)
+    own = [sum(batch.loss_counts[name] for batch in batches) for name in names]
+    numbers = torch.tensor([*own, sum(map(len, batches))], device=accelerator.device)
+    *counts, samples = accelerator.reduce(numbers, "sum").tolist()  # type: ignore[union-attr]
+    return dict(zip(names, counts, strict=True)), samples
+
+
+def _check_finite(result: StepResult, batches: Sequence[TrainingBatch], sums: Sequence[Tensor]) -> None:
     """Stop at a loss or gradient that is not finite, naming the records of the micro-batches it can come from."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
-    not_finite = [batch for batch, own in zip(batches, losses, strict=True) if not own.isfinite()]
+    not_finite = [batch for batch, own in zip(batches, sums, strict=True) if not own.isfinite().all()]
     names = [name for batch in not_finite or batches for name in batch.ids]
     raise SightbridgeError(
-        f"the loss ({loss}) or the gradient norm ({grad_norm}) is not finite, so the step was not taken. "
+        f"the loss ({result.loss}) or the gradient norm ({result.grad_norm}) is not finite, so the step was not taken. "
         f"Records: {', '.join(names)}. Lower optim.lr, lengthen the warm-up, or use training.precision=fp32."
     )
