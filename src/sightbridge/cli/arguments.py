@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sightbridge.errors import SettingsError
+
+if TYPE_CHECKING:
+    from sightbridge.config.generation import GenerationSettings
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -54,6 +57,36 @@ SourceOption = Annotated[
         show_default=False,
     ),
 ]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="The answer is cut after so many tokens.")]
+BeamsOption = Annotated[int, typer.Option(min=1, help="Search so many answers at once for the likeliest.")]
+SampleOption = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="Sample; below 1 sharpens, above 1 flattens the choice.", show_default=False)
+]
+TopPOption = Annotated[
+    float | None, typer.Option(help="Sample from the likeliest tokens that hold this probability.", show_default=False)
+]
+SeedOption = Annotated[int | None, typer.Option(help="Of sampling.", show_default=False)]
+SystemOption = Annotated[str | None, typer.Option(help="System text in place of the model's own.", show_default=False)]
+
+
+def read_generation(
+    max_new_tokens: int, beams: int, sample: bool, temperature: float | None, top_p: float | None, seed: int | None
+) -> GenerationSettings:
+    """Generation settings from a verb's options; a temperature or a top-p means to sample."""
+    from sightbridge.config.generation import GenerationSettings
+    from sightbridge.config.problems import validate
+    from sightbridge.config.yaml_tree import Given
+
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "num_beams": beams,
+        "sample": sample or temperature is not None or top_p is not None,
+        "temperature": 1.0 if temperature is None else temperature,
+        "top_p": 1.0 if top_p is None else top_p,
+        "seed": seed,
+    }
+    return validate(GenerationSettings, Given({k: Given(v, "option") for k, v in options.items()}, "option"))
 
 
 def read_part_sources(given: list[str] | None) -> dict[str, str]:

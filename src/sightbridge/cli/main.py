@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from sightbridge.cli import ask, data, inspect, quickstart, recipes, train, version
+from sightbridge.cli import ask, data, inspect, predict, quickstart, recipes, train, version
 from sightbridge.cli.console import print_error, use_utf8
 from sightbridge.errors import SightbridgeError
 
@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "quickstart": quickstart.quickstart,
     "train": train.train,
     "ask": ask.ask,
+    "predict": predict.predict,
     "data": data.app,
     "inspect": inspect.app,
     "recipes": recipes.recipes,
