@@ -93,7 +93,7 @@ def _evaluation(data: RunData, extra: EvaluateModel | None) -> Evaluate:
 
     def evaluate(bare: nn.Module, step: int) -> dict[str, Any]:
         model = cast(VisionLanguageModel, bare)
-        values = {"validation_loss": data.validation_loss(model)} if data.checked.validation else {}
+        values: dict[str, Any] = data.validation_loss(model) if data.checked.validation else {}
         return values | (extra(model, data.checked.processor, step) if extra else {})
 
     return evaluate
