@@ -20,6 +20,7 @@ from sightbridge.config.load import (
     write_atomically,
 )
 from sightbridge.config.problems import validate
+from sightbridge.config.qformer_recipe import QFormerRecipe
 from sightbridge.config.recipe import Recipe
 from sightbridge.config.yaml_tree import Given, read_yaml
 from sightbridge.errors import SettingsError
@@ -292,8 +293,10 @@ def test_known_keys() -> None:
 
 
 def test_schema_allows_a_base_and_requires_nothing() -> None:
-    schema = recipe_schema()
-    assert schema["properties"]["base"]["type"] == "string"
+    schema = recipe_schema([Recipe, QFormerRecipe])
+    assert schema["anyOf"] == [{"$ref": "#/$defs/Recipe"}, {"$ref": "#/$defs/QFormerRecipe"}]
+    for kind in ("Recipe", "QFormerRecipe"):
+        assert schema["$defs"][kind]["properties"]["base"]["type"] == "string"
     assert "'required':" not in str(schema)
     assert schema["$defs"]["OptimSettings"]["properties"]["lr"]["description"] == "peak learning rate"
 
@@ -303,3 +306,36 @@ def test_shipped_names_win_over_files(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "tiny" / "random").write_text("x: 1\n")
     monkeypatch.chdir(tmp_path)
     assert find_recipe("tiny/random").suffix == ".yaml"
+
+
+QFORMER = """\
+model:
+  vision_tower: {source: tower}
+  qformer: {num_queries: 4}
+training: {steps: 5}
+"""
+
+
+def test_the_key_model_qformer_makes_a_recipe_of_the_first_stage(tmp_path: Path) -> None:
+    path = tmp_path / "stage1.yaml"
+    path.write_text(QFORMER)
+    loaded = read_recipe(path, ["training.parts.qformer.lr=1e-3", "model.qformer.dropout=0"])
+    recipe = loaded.recipe
+    assert isinstance(recipe, QFormerRecipe)
+    assert recipe.model.qformer.options == {"num_queries": 4, "dropout": 0}
+    assert recipe.model.text.max_length == 32
+    assert recipe.training.parts.qformer.lr == 1e-3
+    assert recipe.training.parts.vision_tower.train == "frozen"
+    assert any(row.key == "training.parts.qformer.lr" for row in describe(recipe))
+
+    save_resolved(recipe, tmp_path / "resolved.yaml")
+    assert read_recipe(tmp_path / "resolved.yaml").recipe == recipe
+
+
+def test_a_recipe_of_the_first_stage_has_its_own_keys(tmp_path: Path) -> None:
+    path = tmp_path / "stage1.yaml"
+    path.write_text(QFORMER)
+    with pytest.raises(SettingsError, match=r"override 1: training.parts.connector: unknown setting"):
+        read_recipe(path, ["training.parts.connector.train=full"])
+    with pytest.raises(SettingsError, match=rf"{path}:3: .*has not met a language model.*sightbridge train"):
+        load_recipe(path)

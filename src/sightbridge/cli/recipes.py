@@ -32,10 +32,11 @@ def recipes(
       sightbridge recipes tiny cpu
       sightbridge recipes --schema > recipe.schema.json
     """
-    from sightbridge.config.load import read_recipe, recipe_names, recipe_schema
+    from sightbridge.config.load import KINDS, read_recipe, recipe_names, recipe_schema
+    from sightbridge.config.recipe import Recipe
 
     if schema:
-        typer.echo(json.dumps(recipe_schema(), indent=2))
+        typer.echo(json.dumps(recipe_schema([Recipe, *(kind for kind, _ in KINDS.values())]), indent=2))
         return
     table = new_table("recipe", "description", "hardware")
     for name in recipe_names():

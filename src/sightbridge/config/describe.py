@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
+
+from pydantic.json_schema import models_json_schema
 
 from sightbridge.config.base import Settings
 from sightbridge.config.recipe import Recipe
@@ -77,17 +79,20 @@ def _walk_keys(group: type[Settings], prefix: str) -> Iterator[str]:
             yield from _walk_keys(inner, f"{prefix}{name}.")
 
 
-def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe *file*, for completion and checks in editors.
+def recipe_schema(kinds: Sequence[type[Settings]] = (Recipe,)) -> dict[str, Any]:
+    """JSON schema of a recipe *file* of one of these kinds, for completion and checks in editors.
 
     A file may leave anything to its ``base``, so nothing is required here; the loader checks what is missing.
     """
-    schema = _without_required(Recipe.model_json_schema())
+    _, schema = models_json_schema([(kind, "validation") for kind in kinds])
+    schema = _without_required(schema)
+    for kind in kinds:
+        schema["$defs"][kind.__name__]["properties"]["base"] = {
+            "type": "string",
+            "description": "recipe (name, or path relative to this file) whose settings this file changes",
+        }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["properties"]["base"] = {
-        "type": "string",
-        "description": "recipe (name, or path relative to this file) whose settings this file changes",
-    }
+    schema["anyOf"] = [{"$ref": f"#/$defs/{kind.__name__}"} for kind in kinds]
     return schema
 
 

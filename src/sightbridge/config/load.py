@@ -14,6 +14,7 @@ from sightbridge.config.catalogue import find_recipe, recipe_names
 from sightbridge.config.describe import Setting, describe, recipe_schema
 from sightbridge.config.parent import ParentRecipe
 from sightbridge.config.problems import origin, validate
+from sightbridge.config.qformer_recipe import QFormerRecipe
 from sightbridge.config.recipe import Recipe
 from sightbridge.config.yaml_tree import CORE_SCALARS, MAX_BYTES, Given, merge, read_yaml, replace_at
 from sightbridge.errors import SettingsError
@@ -31,12 +32,20 @@ __all__ = [
 ]
 
 
+AnyRecipe = Recipe | QFormerRecipe | ParentRecipe
+KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
+    "parent": (ParentRecipe, "trains a parent on one modality alone and has no model of pictures and text"),
+    "model.qformer": (QFormerRecipe, "trains a Q-Former that has not met a language model yet"),
+}
+"""The key that tells a kind of recipe, its class, and what it does; without any of the keys it is a ``Recipe``."""
+
+
 @dataclass(frozen=True)
 class LoadedRecipe:
     """A recipe that still knows where each setting was given, for messages and explanations."""
 
     name: str
-    recipe: Recipe | ParentRecipe
+    recipe: AnyRecipe
     tree: Given
 
     def where(self, key: str) -> str:
@@ -45,10 +54,8 @@ class LoadedRecipe:
 
     def given(self, key: str) -> str | None:
         """Where exactly this key was given; ``None`` if it has its default."""
-        tree: Given | None = self.tree
-        for part in key.split("."):
-            tree = tree and tree.step(part)
-        return tree.where if tree else None
+        found = _find(self.tree, key)
+        return found.where if found else None
 
     @contextmanager
     def locating(self) -> Iterator[None]:
@@ -80,26 +87,31 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Raises:
         SettingsError: anything is unknown, missing or of the wrong type; all such problems at once, each with its
-            dotted key, what was expected, and the line or override it stands in. Also for the recipe of a parent
-            (see ``ParentRecipe``), which has no model.
+            dotted key, what was expected, and the line or override it stands in. Also for a recipe of another kind,
+            whose model answers nothing: that of a parent, or of a Q-Former's first stage.
     """
     loaded = read_recipe(name_or_path, overrides)
-    if isinstance(loaded.recipe, ParentRecipe):
-        raise SettingsError(
-            f"{loaded.where('parent')}: '{loaded.name}' trains a parent on one modality alone and has no model of "
-            f"pictures and text; 'sightbridge train {loaded.name}' runs it",
-            "parent",
-        )
-    return loaded.recipe
+    if isinstance(loaded.recipe, Recipe):
+        return loaded.recipe
+    key, what = next((key, what) for key, (kind, what) in KINDS.items() if isinstance(loaded.recipe, kind))
+    raise SettingsError(f"{loaded.where(key)}: '{loaded.name}' {what}; 'sightbridge train {loaded.name}' runs it", key)
 
 
 def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Like ``load_recipe``, keeping where each setting was given; the recipe of a parent is read too."""
+    """Like ``load_recipe``, for recipes of every kind, keeping where each setting was given."""
     tree = _read_file(find_recipe(str(name_or_path)), ())
     for index, override in enumerate(overrides, start=1):
         tree = _apply(tree, override, f"override {index}")
-    kind = ParentRecipe if tree.step("parent") else Recipe
+    kind = next((kind for key, (kind, _) in KINDS.items() if _find(tree, key)), Recipe)
     return LoadedRecipe(str(name_or_path), validate(kind, tree), tree)
+
+
+def _find(tree: Given, key: str) -> Given | None:
+    """What was given for a dotted key, if anything."""
+    found: Given | None = tree
+    for part in key.split("."):
+        found = found and found.step(part)
+    return found
 
 
 def _read_file(path: Path, based: tuple[Path, ...]) -> Given:
@@ -164,7 +176,7 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def save_resolved(recipe: Recipe | ParentRecipe, path: str | Path) -> None:
+def save_resolved(recipe: AnyRecipe, path: str | Path) -> None:
     """Write every setting, defaults included, as a YAML file that ``load_recipe`` reads back to an equal recipe."""
     text = yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_atomically(
