@@ -17,6 +17,10 @@ class PartTraining(Settings):
     weight_decay: float | None = Field(
         default=None, ge=0, description="weight decay of this part, if not optim.weight_decay"
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute this part's layers in the backward pass instead of keeping what they made"
+    )
+    fp32: bool = Field(default=False, description="keep this part's forward pass in float32, out of bf16 and fp16")
 
 
 class PartsSettings(Settings):
