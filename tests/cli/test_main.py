@@ -119,7 +119,8 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
     assert exit_status(["recipes", "--schema"]) == 0
-    assert "base" in json.loads(capsys.readouterr().out)["properties"]
+    kinds = json.loads(capsys.readouterr().out)["$defs"]
+    assert all("base" in kinds[kind]["properties"] for kind in ("Recipe", "QFormerRecipe", "ParentRecipe"))
 
 
 def test_inspect_recipe_explains(capsys: pytest.CaptureFixture[str]) -> None:
