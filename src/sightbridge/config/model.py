@@ -112,6 +112,9 @@ class PromptSettings(Settings):
         default_factory=dict, description="named quirks of released weights, see docs/templates.md"
     )
     max_length: int | None = Field(default=None, ge=1, description="longest row in tokens, image slots included")
+    max_answer_length: int | None = Field(
+        default=None, ge=1, description="longest row of an encoder-decoder's decoder, EOS included; null = max_length"
+    )
 
 
 class ModelSettings(Settings):

@@ -60,6 +60,7 @@ def encode(
     tokens_per_image: int,
     *,
     max_length: int | None = None,
+    max_answer_length: int | None = None,
     switches: dict[str, bool] | None = None,
 ) -> Encoded:
     """Turn pieces into ids, slots and labels.
@@ -68,8 +69,9 @@ def encode(
     encoder-decoder templates only: decoder-only ones write their own end of turn, and an EOS after an open turn would
     end the answer before it began. ``switches`` go over those that ``rendered`` was made with.
 
-    ``max_length`` cuts text off at the right of the row and of the decoder's labels (an automatic EOS is kept). A
-    picture is never cut: one that does not fit is an error, unless ``drop_cut_images`` is on.
+    ``max_length`` cuts text off at the right of the row and of the decoder's labels, if those have no
+    ``max_answer_length`` of their own (an automatic EOS is kept). A picture is never cut: one that does not fit is an
+    error, unless ``drop_cut_images`` is on.
 
     Raises ``NoTargetError`` if a conversation with an answer (no open turn) has no target left, and ``DataError`` if
     the row cannot be cut to ``max_length`` or the tokens of the targets cannot be found for certain.
@@ -78,14 +80,17 @@ def encode(
     resolved = rendered.switches | (switches or {})
     encoder_decoder = rendered.template.encoder_decoder
     row = _RowEncoder(tokenizer, tokens_per_image, resolved, rendered)
-    tokens, truncated = row.cut(row.tokens(rendered.pieces), max_length, keep=row.suffix)
+    answer = row.section(rendered.decoder_pieces) if rendered.decoder_pieces else []
+    given, answer = split_tokens(answer, rendered.token_split)
+    tokens, truncated = row.cut(row.tokens(rendered.pieces, given), max_length, keep=row.suffix)
     if not encoder_decoder:
         labels = [token.id if token.is_target else IGNORE_INDEX for token in tokens]
         n_targets = sum(label != IGNORE_INDEX for label in labels[1:])
     elif rendered.decoder_pieces is None:
         labels, n_targets = [], 0
     else:
-        targets, cut_targets = row.cut(row.decoder_tokens(rendered.decoder_pieces), max_length, keep=row.decoder_suffix)
+        longest = max_answer_length or max_length
+        targets, cut_targets = row.cut(row.decoder_tokens(answer), longest, keep=row.decoder_suffix)
         labels, truncated = [token.id for token in targets], truncated + cut_targets
         n_targets = len(labels)
     if n_targets == 0 and not rendered.is_open:
@@ -96,6 +101,17 @@ def encode(
     slots = [token.is_slot for token in tokens]
     images = sum(slots) // tokens_per_image
     return Encoded([token.id for token in tokens], slots, labels, images, truncated, n_targets, rendered.record_id)
+
+
+def split_tokens(answer: list[_Token], split: float | None) -> tuple[list[_Token], list[_Token]]:
+    """Cut an answer behind 1 to half of its tokens, all cuts alike for a uniform ``split`` in [0, 1).
+
+    BLIP-2's authors: "randomly split the sequence", from position 1 to its middle (salesforce/LAVIS, issue 139). An
+    answer of a single token is not cut, and without a ``split`` none is.
+    """
+    middle = len(answer) // 2
+    cut = 0 if split is None or middle == 0 else 1 + int(split * middle)
+    return [token._replace(is_target=False) for token in answer[:cut]], answer[cut:]
 
 
 class _RowEncoder:
@@ -115,9 +131,13 @@ class _RowEncoder:
         ends = self.affixes.suffix or ([] if eos is None else [eos])
         self.decoder_suffix = [_Token(i, is_target=True) for i in ends]
 
-    def tokens(self, pieces: Sequence[Piece]) -> list[_Token]:
-        """The row: sections of text with a picture between each two, BOS and EOS where they belong."""
+    def tokens(self, pieces: Sequence[Piece], given: list[_Token]) -> list[_Token]:
+        """The row: sections of text with a picture between each two, BOS and EOS where they belong.
+
+        ``given`` are the tokens of the answer that the encoder is given, behind everything else.
+        """
         sections = [self.section(section) for section in _split_at_images(pieces)]
+        sections[-1] += given
         if self.switches["lost_newline"] and not self.affixes.prefix and _starts_with_bos(sections[0], self.tokenizer):
             sections[1:] = [section[1:] for section in sections[1:]]
         first = next((i for i, section in enumerate(sections) if section), len(sections) - 1)
@@ -151,10 +171,10 @@ class _RowEncoder:
             tokens += [_Token(i, is_target) for i, is_target in zip(ids, mask, strict=True)]
         return tokens
 
-    def decoder_tokens(self, pieces: Sequence[Piece]) -> list[_Token]:
+    def decoder_tokens(self, answer: list[_Token]) -> list[_Token]:
         """What the decoder must write, all of it targets."""
         prefix = [_Token(i, is_target=True) for i in self.affixes.prefix]
-        return [*prefix, *self.section(pieces), *self.decoder_suffix]
+        return [*prefix, *answer, *self.decoder_suffix]
 
     def cut(self, tokens: list[_Token], max_length: int | None, keep: list[_Token]) -> tuple[list[_Token], int]:
         """At most ``max_length`` tokens, the tokens ``keep`` at the end of the row kept; and how many were cut off."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sightbridge.text.render import Piece, render
+from sightbridge.text.render import Piece, Rendered, render
 from sightbridge.text.template import SWITCHES, PromptTemplate, load_template, template_names
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 
@@ -83,10 +83,21 @@ def _section(template: PromptTemplate) -> str:
     lines += [f"Kind: {kind}. Ends an answer: {_stop(template)}.", "", "```text"]
     rendered = render(template, _example(template), record_id="example")
     if rendered.decoder_pieces is not None:
-        lines += ["encoder:", marked_text(rendered.pieces), "decoder:", marked_text(rendered.decoder_pieces)]
+        given, answer = _split_words(rendered)
+        lines += ["encoder:", marked_text(rendered.pieces) + given, "decoder:", marked_text(answer)]
     else:
         lines.append(marked_text(rendered.pieces))
     return "\n".join([*lines, "```", ""])
+
+
+def _split_words(rendered: Rendered) -> tuple[str, Sequence[Piece]]:
+    """What ``split_answer_tokens`` does to an answer, if words were its tokens."""
+    answer = rendered.decoder_pieces or ()
+    if rendered.token_split is None:
+        return "", answer
+    words = rendered.target_text.split(" ")
+    cut = 1 + int(rendered.token_split * (len(words) // 2))
+    return " ".join(words[:cut]), (Piece(" ".join(words[cut:]), True),)
 
 
 def _stop(template: PromptTemplate) -> str:

@@ -35,7 +35,8 @@ class Rendered:
     """A conversation as pieces.
 
     ``decoder_pieces`` holds the last answer of an encoder-decoder template (``None`` if there is no answer), and
-    ``pieces`` what the encoder reads. ``is_open``: the last turn waits for the model's answer.
+    ``pieces`` what the encoder reads. ``is_open``: the last turn waits for the model's answer. ``token_split``: a
+    number from [0, 1) that decides how many of the answer's tokens the encoder gets, if ``split_answer_tokens`` is on.
     """
 
     pieces: tuple[Piece, ...]
@@ -44,6 +45,7 @@ class Rendered:
     switches: dict[str, bool]
     is_open: bool
     record_id: str = ""
+    token_split: float | None = None
 
     @property
     def text(self) -> str:
@@ -77,7 +79,7 @@ def render(
 
     ``images``: the record's pictures or their number, checked against the markers if given. ``system`` stands in for
     the template's own system text; a system turn at the front of ``turns`` wins over both. ``seed`` and ``record_id``
-    fix the cut of ``split_answer``. ``tokenizer`` is needed by the ``hf`` template only.
+    fix the cut of ``split_answer`` and ``split_answer_tokens``. ``tokenizer`` is needed by the ``hf`` template only.
 
     Raises ``DataError`` naming the record for turns that cannot be written, ``SettingsError`` for unknown switches.
     """
@@ -91,7 +93,14 @@ def render(
         slots, turns = _lift_images(turns)
     else:
         slots = []
-    writer = _Writer(template, resolved, random.Random(f"{seed}/{record_id}"), where)
+    generator = random.Random(f"{seed}/{record_id}")
+    if resolved["split_answer_tokens"] and (resolved["split_answer"] or not template.encoder_decoder):
+        raise SettingsError(
+            "prompt.switches.split_answer_tokens: only for encoder-decoder templates, and not beside split_answer",
+            key="prompt.switches.split_answer_tokens",
+        )
+    token_split = generator.random() if resolved["split_answer_tokens"] else None
+    writer = _Writer(template, resolved, generator, where)
     if template.from_tokenizer:
         if tokenizer is None:
             raise SettingsError("the template 'hf' is the tokenizer's own: hand render() a tokenizer")
@@ -102,7 +111,7 @@ def render(
         pieces, decoder_pieces = writer.write_spans(spans_of_chat_template(tokenizer, conversation, where)), None
     else:
         pieces, decoder_pieces = writer.write(system_turn, turns)
-    return Rendered(tuple(slots + pieces), decoder_pieces, template, resolved, is_open, record_id)
+    return Rendered(tuple(slots + pieces), decoder_pieces, template, resolved, is_open, record_id, token_split)
 
 
 def split_point(text: str, generator: random.Random) -> int:

@@ -30,6 +30,9 @@ SWITCHES: dict[str, str] = {
     "drop_user_text": "user turns keep their pictures only, their words are discarded (LLaVA's caption pre-training)",
     "split_answer": "a random share of the last answer, at most half of its characters, is given to the model and only "
     "the rest is a target (prefix language modelling); the same cut for the same seed and record",
+    "split_answer_tokens": "the first tokens of the answer, their number drawn uniformly from 1 to half of them, go to "
+    "the encoder and only the rest is the decoder's target (prefix language modelling as BLIP-2's authors describe "
+    "it); the same cut for the same seed and record",
     "learn_markup": "`open`, `end` and `after` of every turn of every role are targets too (Qwen, MiniGPT4Qwen)",
     "separate_text": "the text of a turn is tokenised apart from the markup around it (Qwen, mBLIP)",
     "image_before_bos": "pictures at the front stand before the tokenizer's BOS, not after it (BLIP-2 with OPT)",
