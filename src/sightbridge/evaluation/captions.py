@@ -1,0 +1,129 @@
+"""How much captions resemble references: CIDEr-D, BLEU and ROUGE-L, equal to the COCO caption toolkit's.
+
+All take texts that are tokenised already, tokens parted by spaces (see ``caption_tokens``): for every picture one
+candidate and any number of references.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+Ngrams = Counter[tuple[str, ...]]
+
+MAX_N = 4
+CIDER_SIGMA = 6.0
+"""Width of CIDEr-D's penalty on differing lengths (Vedantam et al., CIDEr, 2015)."""
+ROUGE_BETA = 1.2
+"""Weight of recall in ROUGE-L's F-measure, as the COCO toolkit sets it."""
+PUNCTUATION = re.compile(r"[^\w\s'-]|(?<!\w)['-]|['-](?!\w)")
+
+
+def caption_tokens(text: str) -> str:
+    """Lower case, without punctuation: the tokens that the toolkit's PTB tokeniser leaves of a plain caption."""
+    return " ".join(PUNCTUATION.sub(" ", text.lower()).split())
+
+
+def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """CIDEr-D over a set of pictures (0 to 10): n-grams weighed by how few of the pictures' references have them.
+
+    A single picture scores 0: every n-gram is then in all references, so none says anything.
+    """
+    _check(candidates, references)
+    counted = [[_ngrams(text) for text in texts] for texts in references]
+    document_frequency = Counter(ngram for texts in counted for ngram in set().union(*texts))
+    log_pictures = math.log(len(candidates))
+
+    def weigh(ngrams: Ngrams) -> dict[tuple[str, ...], float]:
+        return {
+            ngram: count * (log_pictures - math.log(max(1, document_frequency[ngram])))
+            for ngram, count in ngrams.items()
+        }
+
+    scores = []
+    for candidate, texts in zip(candidates, counted, strict=True):
+        ngrams = _ngrams(candidate)
+        weights = weigh(ngrams)
+        similarities = [_similarity(weights, weigh(text), _length(ngrams) - _length(text)) for text in texts]
+        scores.append(sum(similarities) / len(similarities))
+    return 10 * sum(scores) / len(scores)
+
+
+def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], n: int = MAX_N) -> float:
+    """BLEU-n over all pictures together (0 to 1), with the reference closest in length for the brevity penalty."""
+    _check(candidates, references)
+    matched, guessed = [0] * n, [0] * n
+    length = reference_length = 0
+    for candidate, texts in zip(candidates, references, strict=True):
+        own, known = _ngrams(candidate), [_ngrams(text) for text in texts]
+        highest = Counter[tuple[str, ...]]()
+        for ngrams in known:
+            highest |= ngrams
+        for ngram, count in own.items():
+            if len(ngram) <= n:
+                guessed[len(ngram) - 1] += count
+                matched[len(ngram) - 1] += min(count, highest[ngram])
+        words = len(candidate.split())
+        length += words
+        reference_length += min((abs(len(text.split()) - words), len(text.split())) for text in texts)[1]
+    if not all(matched):
+        return 0.0
+    precision = math.exp(sum(math.log(m / g) for m, g in zip(matched, guessed, strict=True)) / n)
+    return precision * min(1.0, math.exp(1 - reference_length / length))
+
+
+def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L, averaged over pictures (0 to 1): by the longest words in common order, best precision and best recall.
+
+    Best over references each for itself, as in the COCO toolkit.
+    """
+    _check(candidates, references)
+    return sum(map(_rouge_l, candidates, references)) / len(candidates)
+
+
+def _rouge_l(candidate: str, references: Sequence[str]) -> float:
+    words = candidate.split()
+    if not words:
+        return 0.0
+    common = [(_common_length(text.split(), words), len(text.split())) for text in references]
+    precision = max(length for length, _ in common) / len(words)
+    recall = max(length / total for length, total in common)
+    if not precision:
+        return 0.0
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+
+
+def _common_length(one: list[str], other: list[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        previous = 0
+        for i, candidate in enumerate(other, start=1):
+            previous, row[i] = row[i], previous + 1 if word == candidate else max(row[i], row[i - 1])
+    return row[-1]
+
+
+def _similarity(one: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float], difference: int) -> float:
+    """CIDEr-D's cosine of two weighed texts, clipped, for each length of n-gram; then their mean."""
+    total = 0.0
+    for n in range(1, MAX_N + 1):
+        dot = sum(min(w, other[g]) * other[g] for g, w in one.items() if len(g) == n and g in other)
+        norms = [math.sqrt(sum(w * w for g, w in text.items() if len(g) == n)) for text in (one, other)]
+        total += dot / (norms[0] * norms[1]) if all(norms) else dot
+    return total / MAX_N * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
+
+
+def _ngrams(text: str) -> Ngrams:
+    words = text.split()
+    return Counter(tuple(words[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(words) - n + 1))
+
+
+def _length(ngrams: Ngrams) -> int:
+    """Length as the toolkit's CIDEr takes it: the number of bigrams."""
+    return sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
+
+
+def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    assert candidates and len(candidates) == len(references) and all(references), "one candidate, some references each"
