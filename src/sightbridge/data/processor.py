@@ -149,7 +149,11 @@ class Processor:
                 tokenizer=self.tokenizer,
             )
             encoded = encode(
-                rendered, self.tokenizer, self.tokens_per_image, max_length=self.prompt_settings.max_length
+                rendered,
+                self.tokenizer,
+                self.tokens_per_image,
+                max_length=self.prompt_settings.max_length,
+                max_answer_length=self.prompt_settings.max_answer_length,
             )
         except DataError as error:
             raise type(error)(f"{record.where}: {error}" if record.where else str(error)) from error
