@@ -28,7 +28,12 @@ class Loss(NamedTuple):
 
 
 def target_loss(
-    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int, chunk: int | None = None
+    hidden: Tensor,
+    labels: Tensor,
+    head: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    chunk: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> Loss:
     """Sum the cross entropy over all targets.
 
@@ -38,6 +43,7 @@ def target_loss(
         head: hidden states (M, W) to logits (M, V).
         vocabulary: V, to size the chunks.
         chunk: targets per chunk; default: as many as ``LOGITS_AT_ONCE`` allows.
+        label_smoothing: share of the target that is spread over the vocabulary.
 
     Returns:
         The loss, in float32. Without a single target it is zero, but still part of the graph.
@@ -49,14 +55,16 @@ def target_loss(
         return Loss(hidden.float().sum(), 0)
     chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary)
     if count <= chunk:
-        return Loss(_summed_cross_entropy(hidden, labels, head), count)
+        return Loss(_summed_cross_entropy(hidden, labels, head, label_smoothing), count)
     # Checkpointing recomputes a chunk's logits in the backward pass instead of keeping them.
     sums = [
-        checkpoint(_summed_cross_entropy, part, part_labels, head, use_reentrant=False)
+        checkpoint(_summed_cross_entropy, part, part_labels, head, label_smoothing, use_reentrant=False)
         for part, part_labels in zip(hidden.split(chunk), labels.split(chunk), strict=True)
     ]
     return Loss(torch.stack(sums).sum(), count)
 
 
-def _summed_cross_entropy(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    return F.cross_entropy(head(hidden).float(), labels, reduction="sum")
+def _summed_cross_entropy(
+    hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], label_smoothing: float
+) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=label_smoothing)
