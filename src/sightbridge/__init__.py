@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sightbridge.checkpoints.folder import load_model as load
     from sightbridge.checkpoints.folder import save_model as save
+    from sightbridge.data.readers import load_records as records
     from sightbridge.generation.answer import ask
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "ask", "load", "save"]
+__all__ = ["__version__", "ask", "load", "records", "save"]
 
 _LAZY = {
     "ask": ("sightbridge.generation.answer", "ask"),
     "load": ("sightbridge.checkpoints.folder", "load_model"),
+    "records": ("sightbridge.data.readers", "load_records"),
     "save": ("sightbridge.checkpoints.folder", "save_model"),
 }
 """Public name -> module and name in it. They are imported on first use: importing the package loads no torch."""

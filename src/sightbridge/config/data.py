@@ -13,9 +13,12 @@ class SourceSettings(Settings):
     """One annotation file and the folder its pictures are in."""
 
     format: str = Field(description="name of a reader: llava, coco_caption, ...")
-    path: str = Field(description="annotation file, relative to data.root")
+    path: str = Field(description="annotation file, relative to data.root; tars and tables: a pattern too")
     images: str | None = Field(default=None, description="folder of the pictures, relative to data.root")
     limit: int | None = Field(default=None, ge=1, description="read only the first so many records")
+    clean: Literal["blip_caption", "blip_question"] | None = Field(
+        default=None, description="LAVIS' clean-up of the answers (blip_caption) or of the questions (blip_question)"
+    )
 
 
 class DataSettings(Settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sightbridge.images.load import ImageSource
+from sightbridge.images.load import ImageSource, describe_source
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 
 
@@ -19,7 +19,7 @@ class Region:
     image: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """A conversation about zero or more pictures.
 
@@ -38,3 +38,24 @@ class Record:
     def count_markers(self) -> int:
         """Number of ``<image>`` markers in all turns."""
         return sum((turn.text or "").count(IMAGE_MARKER) for turn in self.turns)
+
+    def __repr__(self) -> str:
+        """Show the record as one would write it down, a line for each thing that it has.
+
+        >>> Record("1", ("bus.jpg",), (Turn("user", "<image>"), Turn("assistant", "A red bus.")), meta={"n": 3})
+        Record '1'
+          image      bus.jpg
+          user       <image>
+          assistant  A red bus.
+          n          3
+        """
+        lines: list[tuple[str, object]] = [("image", describe_source(source)) for source in self.images]
+        lines += [(turn.role, "(to be answered)" if turn.text is None else turn.text) for turn in self.turns]
+        lines += [("region", region) for region in self.regions]
+        lines += [("language", self.language)] if self.language != "en" else []
+        lines += self.meta.items()
+        lines += [("from", self.where)] if self.where else []
+        width = max([10, *(len(name) for name, _ in lines)])
+        indent = "\n" + " " * (width + 3)
+        written = [f"\n  {name:<{width}} {str(value).replace(chr(10), indent)}" for name, value in lines]
+        return f"Record '{self.id}'" + "".join(written)

@@ -16,6 +16,7 @@ from sightbridge.data.feature_store import check_same_view
 from sightbridge.data.processor import Processor
 from sightbridge.data.readers import get_reader, read_sources
 from sightbridge.data.record import Record
+from sightbridge.data.records import select
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.models.build import resolve_source
@@ -33,8 +34,8 @@ class Checked:
     """A run that may start: its processor, its usable records, and the ones left out (already within the limit)."""
 
     processor: Processor
-    train: list[Record]
-    validation: list[Record]
+    train: Sequence[Record]
+    validation: Sequence[Record]
     left_out: Mapping[Which, Sequence[BadSample]]
 
 
@@ -118,7 +119,7 @@ def make_processor(recipe: Recipe) -> Processor:
 
 def _usable(
     data: DataSettings, which: Which, processor: Processor, watch: Watch
-) -> tuple[list[Record], list[BadSample]]:
+) -> tuple[Sequence[Record], list[BadSample]]:
     """Read the records of ``which`` and part those without pictures or targets from the others."""
     records = read_sources(data, which)
     left_out = check_images(records)
@@ -132,7 +133,10 @@ def _usable(
                 raise NoTargetError(message) from error
             left_out.append(BadSample(record.id, record.where, str(error), counts=False))
     places = {(bad.id, bad.where) for bad in left_out}
-    return [record for record in records if (record.id, record.where) not in places], left_out
+    if not places:
+        return records, left_out
+    usable = [index for index, record in enumerate(records) if (record.id, record.where) not in places]
+    return select(records, usable), left_out
 
 
 @contextmanager

@@ -1,26 +1,36 @@
 """Annotation files: one reader per format, all of them yielding records.
 
-A reader is a function ``(path, images_folder) -> Iterator[Record]``. Adding one is a file and a line in ``READERS``.
+A reader is a function ``(path, images_folder)`` that yields records, or returns a list of them that is read lazily.
+Adding one is a file and a line in ``READERS``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from sightbridge.config.data import DataSettings, SourceSettings
 from sightbridge.data.readers.coco_caption import read_coco_caption
+from sightbridge.data.readers.gqa import read_gqa
 from sightbridge.data.readers.llava import read_llava
+from sightbridge.data.readers.paddlemix import read_paddlemix
+from sightbridge.data.readers.vqa import read_vqa
 from sightbridge.data.record import Record
+from sightbridge.data.records import Chained, Cleaned, select
 from sightbridge.errors import SettingsError, nearest
+from sightbridge.text.cleanup import CLEANUPS
 
-Reader = Callable[[Path, Path], Iterator[Record]]
+Reader = Callable[[Path, Path], Iterable[Record]]
 
 READERS: dict[str, Reader] = {
     "llava": read_llava,
     "coco_caption": read_coco_caption,
+    "vg_caption": read_coco_caption,
+    "paddlemix": read_paddlemix,
+    "vqa": read_vqa,
+    "gqa": read_gqa,
 }
 
 
@@ -34,16 +44,48 @@ def get_reader(name: str) -> Reader:
     return READERS[name]
 
 
-def read_sources(data: DataSettings, which: Literal["train", "validation"]) -> list[Record]:
+def read_sources(data: DataSettings, which: Literal["train", "validation"]) -> Sequence[Record]:
     """Read all sources of ``data.train`` or ``data.validation``, one after the other.
 
-    Paths are relative to ``data.root`` ("~" is expanded), and pictures without a folder of their own are too. Raises
-    ``DataError`` for the first row that is wrong.
+    Tars and tables are read where they are looked at; the rest is held in memory. Paths are relative to ``data.root``
+    ("~" is expanded), and pictures without a folder of their own are too. Raises ``DataError`` for the first row that
+    is wrong, or, in a tar or a table, when the row is looked at.
     """
     root = Path(data.root).expanduser()
-    return [record for source in getattr(data, which) for record in _read_source(source, root)]
+    return Chained([read_source(source, root) for source in getattr(data, which)])
 
 
-def _read_source(source: SourceSettings, root: Path) -> Iterator[Record]:
-    records = get_reader(source.format)(root / source.path, root / (source.images or "."))
-    return islice(records, source.limit)
+def read_source(source: SourceSettings, root: Path) -> Sequence[Record]:
+    """Read one source; arguments and errors as for ``read_sources``."""
+    path, images = root / source.path, root / (source.images or ".")
+    return load_records(source.format, path, images, clean=source.clean, limit=source.limit)
+
+
+def load_records(
+    format: str,
+    path: str | Path,
+    images: str | Path | None = None,
+    *,
+    clean: str | None = None,
+    limit: int | None = None,
+) -> Sequence[Record]:
+    """Read an annotation file, to look at its records: ``print(load_records("coco_caption", "train.json")[0])``.
+
+    Args:
+        format: name of a reader (see ``READERS``).
+        path: annotation file, tar or table; of the latter two a pattern such as ``shard-{000..099}.tar`` too.
+        images: folder of the pictures; by default the one that ``path`` is in.
+        clean: clean-up of the texts (see ``sightbridge.text.cleanup``).
+        limit: read only the first so many records.
+
+    Raises:
+        SettingsError: unknown format or clean-up.
+        DataError: a row is wrong.
+    """
+    path = Path(path).expanduser()
+    if clean is not None and clean not in CLEANUPS:
+        known = ", ".join(CLEANUPS)
+        raise SettingsError(f"unknown clean-up '{clean}'. Known: {known}.{nearest(clean, list(CLEANUPS))}", "clean")
+    found = get_reader(format)(path, path.parent if images is None else Path(images).expanduser())
+    records = select(found, range(len(found))[:limit]) if isinstance(found, Sequence) else list(islice(found, limit))
+    return Cleaned(records, clean) if clean else records

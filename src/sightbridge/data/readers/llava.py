@@ -10,13 +10,14 @@ Every turn is kept as it is, a first turn from ``gpt`` included: what a template
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightbridge.data.readers.rows import Row, find_image, read_rows, take, take_texts
+from sightbridge.data.readers.rows import Row, find_image, read_rows, take, take_id, take_texts
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, nearest
+from sightbridge.images.load import ImageSource
 from sightbridge.text.turns import IMAGE_MARKER, Role, Turn
 
 KNOWN_KEYS = ("id", "image", "conversations", "language")
@@ -32,21 +33,26 @@ def read_llava(path: Path, images_folder: Path) -> Iterator[Record]:
     for number, where, row in read_rows(path):
         has_image = row.get("image") is not None
         names = take_texts(row, "image", where, "a file name or a list of them") if has_image else []
-        has_id = row.get("id") is not None
-        record = Record(
-            id=str(take(row, "id", (str, int), where, "a text or a number")) if has_id else f"{path.stem}-{number}",
-            images=tuple(find_image(name, images_folder) for name in names),
-            turns=_read_turns(row, where),
-            language=take(row, "language", (str,), where, "a language code") if "language" in row else "en",
-            meta={key: value for key, value in row.items() if key not in KNOWN_KEYS},
-            where=where,
+        images = [find_image(name, images_folder) for name in names]
+        yield conversation_record(row, images, f"{path.stem}-{number}", where)
+
+
+def conversation_record(row: Row, images: Sequence[ImageSource], default_id: str, where: str) -> Record:
+    """Make a record of a row with ``conversations``, whose pictures were found already."""
+    record = Record(
+        id=take_id(row, "id", where) or default_id,
+        images=tuple(images),
+        turns=_read_turns(row, where),
+        language=take(row, "language", (str,), where, "a language code") if "language" in row else "en",
+        meta={key: value for key, value in row.items() if key not in KNOWN_KEYS},
+        where=where,
+    )
+    if record.count_markers() != len(record.images):
+        raise DataError(
+            f"{where}: the number of pictures in 'image' is {len(record.images)}, that of '{IMAGE_MARKER}' markers "
+            f"in 'conversations' is {record.count_markers()}. Give one marker for every picture."
         )
-        if record.count_markers() != len(record.images):
-            raise DataError(
-                f"{where}: the number of pictures in 'image' is {len(record.images)}, that of '{IMAGE_MARKER}' markers "
-                f"in 'conversations' is {record.count_markers()}. Give one marker for every picture."
-            )
-        yield record
+    return record
 
 
 def _read_turns(row: Row, where: str) -> tuple[Turn, ...]:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sightbridge.errors import DataError
 from sightbridge.images.load import ImageSource
 
 Row = dict[str, Any]
 
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""Of the files that are read as tables with a line of column names on top; every cell is a text."""
+
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
-    """Yield ``(number, where, row)`` for every object in a JSON list or a JSON-lines file, numbered from 1.
+    """Yield ``(number, where, row)`` for every row of a CSV or TSV table, JSON list or JSON-lines file, from 1 on.
 
-    Which of the two it is shows in the first character, not in the file's name. Blank lines are skipped.
-    Raises ``DataError`` for a file that is missing, not UTF-8, not JSON, or made of anything but objects.
+    A table is known by its name (see ``DELIMITERS``); which kind of JSON it is shows in the first character. Blank
+    lines are skipped, and empty cells of a table left out of their rows. Raises ``DataError`` for a file that is
+    missing, not UTF-8, not JSON or a table, or made of anything but objects.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = file.read(1)
-            while first.isspace():
-                first = file.read(1)
-            file.seek(0)
-            rows = _list_rows(path, file.read()) if first == "[" else _line_rows(path, file)
+        with path.open(encoding="utf-8-sig", newline="" if path.suffix in DELIMITERS else None) as file:
+            rows = _table_rows(path, file) if path.suffix in DELIMITERS else _json_rows(path, file)
             empty = True
             for number, where, row in rows:
                 empty = False
@@ -38,6 +39,29 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
         raise DataError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start}).") from error
     if empty:
         raise DataError(f"{path}: holds no rows. Expected a JSON list of objects, or one object per line.")
+
+
+def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
+    first = file.read(1)
+    while first.isspace():
+        first = file.read(1)
+    file.seek(0)
+    return _list_rows(path, file.read()) if first == "[" else _line_rows(path, file)
+
+
+def _table_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
+    reader = csv.DictReader(file, delimiter=DELIMITERS[path.suffix], strict=True)
+    try:
+        for number, row in enumerate(reader, start=1):
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise DataError(
+                    f"{where}: has more cells than the {len(reader.fieldnames or ())} columns named in the first line. "
+                    'A cell with the delimiter in it needs "quotes" around it.'
+                )
+            yield number, where, {column: cell for column, cell in row.items() if cell not in (None, "")}
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not a table of cells: {error}.") from error
 
 
 def _list_rows(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
@@ -81,6 +105,11 @@ def take_texts(row: Row, key: str, where: str, expected: str) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"{where}, key '{key}', item {position}: expected a text, got {_kind(text)}.")
     return texts
+
+
+def take_id(row: Row, key: str, where: str) -> str | None:
+    """Return ``row[key]``, a text or a number, as text; ``None`` if it is not there."""
+    return str(take(row, key, (str, int), where, "a text or a number")) if row.get(key) is not None else None
 
 
 def find_image(name: str, folder: Path) -> ImageSource:
