@@ -15,6 +15,8 @@ IGNORE_INDEX = -100
 class Batch:
     """B rows of text and the N pictures they hold, rows in order, pictures of a row in order.
 
+    A row is one record, or several joined end to end if the batch is packed.
+
     Shapes (L = padded length, T = image tokens per picture, Ld = padded decoder length):
 
     - ``input_ids`` (B, L) int64. Image slots hold the padding id; they are never looked up.
@@ -27,9 +29,11 @@ class Batch:
       of a connector that reads it too; the mask is 0 on padding. ``None`` for every other connector.
     - ``labels``: decoder-only (B, L), aligned with ``input_ids`` (not shifted); encoder-decoder (B, Ld), the decoder's
       targets. ``IGNORE_INDEX`` where there is nothing to predict. ``None`` when only generating.
+    - ``segments`` (B, L) int64: of a packed batch, the number of the record (1, 2, ... in its row) that each position
+      belongs to, 0 on padding; ``decoder_segments`` (B, Ld) says it of the labels of an encoder-decoder.
     - ``n_target_tokens``: how many labels are targets *and have a prediction* (a decoder-only model predicts
-      position i from i-1, so a target at position 0 has none).
-    - ``ids``: B record identifiers, for messages.
+      position i from i-1, so a target at a record's first position has none).
+    - ``ids``: B record identifiers, for messages; those of a packed row with commas between them.
     """
 
     input_ids: Tensor
@@ -41,11 +45,16 @@ class Batch:
     connector_ids: Tensor | None = None
     connector_mask: Tensor | None = None
     labels: Tensor | None = None
+    segments: Tensor | None = None
+    decoder_segments: Tensor | None = None
     n_target_tokens: int = 0
     ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
+        """Number of records."""
+        if self.segments is None:
+            return self.input_ids.shape[0]
+        return int(self.segments.amax(dim=1).sum())
 
     @property
     def loss_counts(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sightbridge.batch import IGNORE_INDEX
 from sightbridge.errors import CheckpointError, SettingsError
+from sightbridge.models.segments import alibi_of, block_mask, positions_from_segments
 
 T5_FAMILY = ("t5", "mt5", "umt5")
 
@@ -47,7 +48,14 @@ class LanguageModel(nn.Module):
         """Look ids (B, L) up in the embedding table: (B, L, D)."""
         return self.model.get_input_embeddings()(input_ids)
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor | None = None,
+        segments: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
+    ) -> Tensor:
         """Run everything but the head.
 
         Args:
@@ -55,24 +63,51 @@ class LanguageModel(nn.Module):
             attention_mask: (B, L), 0 on padding, which may be on either side (BART's encoder counts columns, so for it
                 only on the right).
             decoder_input_ids: (B, Ld), encoder-decoder only.
+            segments: (B, L), of packed rows: which record a position belongs to (see ``Batch``).
+            decoder_segments: (B, Ld), the same for ``decoder_input_ids``.
 
         Returns:
             Last hidden states, (B, L, width of the head) or (B, Ld, width of the head).
         """
         if self.is_encoder_decoder:
-            encoded = self.model.get_encoder()(inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-            decoded = self.model.get_decoder()(
-                input_ids=decoder_input_ids,
-                encoder_hidden_states=encoded.last_hidden_state,
-                encoder_attention_mask=attention_mask,
-                use_cache=False,
-            )
-            return decoded.last_hidden_state
+            return self._encode_decode(inputs_embeds, attention_mask, decoder_input_ids, segments, decoder_segments)
         trunk = self.model.base_model
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "use_cache": False}
-        if "position_ids" in inspect.signature(trunk.forward).parameters:  # BLOOM counts positions itself
+        if "position_ids" in inspect.signature(trunk.forward).parameters:
             inputs["position_ids"] = positions_from_mask(attention_mask)
-        return trunk(**inputs).last_hidden_state
+        if segments is None:
+            return trunk(**inputs).last_hidden_state
+        positions = positions_from_segments(segments)
+        inputs["attention_mask"] = block_mask(segments, segments, inputs_embeds.dtype, causal=True)
+        if "position_ids" in inputs:
+            inputs["position_ids"] = positions
+            return trunk(**inputs).last_hidden_state
+        with alibi_of(trunk, positions):  # BLOOM counts positions itself, from a mask of two dimensions
+            return trunk(**inputs).last_hidden_state
+
+    def _encode_decode(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor | None,
+        segments: Tensor | None,
+        decoder_segments: Tensor | None,
+    ) -> Tensor:
+        """Run both stacks. T5's position bias depends on differences alone, so its records need no new start."""
+        seen, own, across = attention_mask, None, attention_mask
+        if segments is not None and decoder_segments is not None:
+            seen = block_mask(segments, segments, inputs_embeds.dtype)
+            own = block_mask(decoder_segments, decoder_segments, inputs_embeds.dtype, causal=True)
+            across = block_mask(decoder_segments, segments, inputs_embeds.dtype)
+        encoded = self.model.get_encoder()(inputs_embeds=inputs_embeds, attention_mask=seen)
+        decoded = self.model.get_decoder()(
+            input_ids=decoder_input_ids,
+            attention_mask=own,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=across,
+            use_cache=False,
+        )
+        return decoded.last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., width) into logits (..., V), with all the model does around its output layer."""
@@ -90,10 +125,12 @@ class LanguageModel(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def decoder_input_ids(self, labels: Tensor) -> Tensor:
-        """Shift labels (B, Ld) right behind the start token, for teacher forcing."""
+    def decoder_input_ids(self, labels: Tensor, decoder_segments: Tensor | None = None) -> Tensor:
+        """Shift labels (B, Ld) right behind the start token, for teacher forcing; in packed rows every record's own."""
         start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
+        if decoder_segments is not None:
+            shifted = torch.where(positions_from_segments(decoder_segments) == 0, start, shifted)
         return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
 
     def assert_heads_untied(self) -> None:

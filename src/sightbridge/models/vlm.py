@@ -75,8 +75,10 @@ class VisionLanguageModel(nn.Module):
         decoder_input_ids = None
         if self.language_model.is_encoder_decoder:
             assert batch.labels is not None, "an encoder-decoder model needs labels to feed its decoder"
-            decoder_input_ids = self.language_model.decoder_input_ids(batch.labels)
-        return self.language_model(self.embed(batch), batch.attention_mask, decoder_input_ids)
+            decoder_input_ids = self.language_model.decoder_input_ids(batch.labels, batch.decoder_segments)
+        return self.language_model(
+            self.embed(batch), batch.attention_mask, decoder_input_ids, batch.segments, batch.decoder_segments
+        )
 
     def _idle_bridge(self) -> Tensor:
         """Zero, computed from one blank picture through all that trains.
