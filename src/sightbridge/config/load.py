@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from sightbridge.config.catalogue import find_recipe, recipe_names
+from sightbridge.config.chain import ChainRecipe
 from sightbridge.config.describe import Setting, describe, recipe_schema
 from sightbridge.config.parent import ParentRecipe
 from sightbridge.config.problems import origin, validate
@@ -32,9 +33,10 @@ __all__ = [
 ]
 
 
-AnyRecipe = Recipe | QFormerRecipe | ParentRecipe
+AnyRecipe = Recipe | QFormerRecipe | ChainRecipe | ParentRecipe
 KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
     "parent": (ParentRecipe, "trains a parent on one modality alone and has no model of pictures and text"),
+    "chain": (ChainRecipe, "is a chain of several runs"),
     "model.qformer": (QFormerRecipe, "trains a Q-Former that has not met a language model yet"),
 }
 """The key that tells a kind of recipe, its class, and what it does; without any of the keys it is a ``Recipe``."""

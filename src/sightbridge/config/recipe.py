@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sightbridge.config.base import Settings
 from sightbridge.config.data import DataSettings
+from sightbridge.config.evaluation import EvaluationSettings
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.config.model import ModelSettings
 from sightbridge.config.training import OptimSettings, TrainingSettings
@@ -27,3 +28,4 @@ class Recipe(RunRecipe):
 
     model: ModelSettings
     generation: GenerationSettings = GenerationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()

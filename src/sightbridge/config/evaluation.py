@@ -1,0 +1,22 @@
+"""Settings of the evaluation that a run makes of its own answers while it trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sightbridge.config.base import Settings
+
+Metric = Literal["accuracy", "cider", "bleu_4", "rouge_l"]
+
+
+class EvaluationSettings(Settings):
+    """Which answers are made and what they are measured by, besides the validation loss."""
+
+    metrics: list[Metric] = Field(
+        default_factory=list,
+        description="of the answers to validation records: accuracy (exact but for case), cider, bleu_4, rouge_l",
+    )
+    records: int = Field(default=500, ge=1, description="answer the first so many validation records")
+    batch_size: int = Field(default=32, ge=1, description="records answered at a time")
