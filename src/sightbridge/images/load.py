@@ -12,6 +12,10 @@ import binascii
 import hashlib
 import io
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,8 +24,46 @@ from PIL import Image
 
 from sightbridge.errors import ImageError
 
-ImageSource: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
-"""A picture: a file, a ``data:`` URL, the bytes of a file, a Pillow picture, or uint8 pixels (H, W[, 1, 3 or 4])."""
+
+class StoredImage(ABC):
+    """A picture kept inside a larger file; it is read when it is opened, in whichever process that is."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Where it is, for messages; equal for equal pictures and for no others, so features are kept under it."""
+
+    @abstractmethod
+    def read(self, limit: int) -> bytes:
+        """Return the encoded picture, or just more than ``limit`` bytes of a larger one."""
+
+
+@dataclass(frozen=True)
+class FileSlice(StoredImage):
+    """``size`` bytes of the file ``path``, from byte ``offset`` on: a picture in a tar, which calls it ``member``."""
+
+    path: Path
+    offset: int
+    size: int
+    member: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}, '{self.member}' at byte {self.offset}"
+
+    def read(self, limit: int) -> bytes:
+        wanted = min(self.size, limit + 1)
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(wanted)
+        if len(data) < wanted:
+            raise ImageError(f"{self.name}: the file ends inside of it. Was it replaced or cut off after it was read?")
+        return data
+
+
+ImageSource: TypeAlias = str | Path | bytes | StoredImage | Image.Image | np.ndarray
+"""A picture: a file, a ``data:`` URL, the bytes of a file, a picture stored in a larger file, a Pillow picture, or
+uint8 pixels (H, W[, 1, 3 or 4])."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are opened. Pillow knows more, but every decoder is a risk, and some start other programs (EPS)."""
@@ -47,7 +89,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: 
     elif isinstance(source, Image.Image):
         image = source
     else:
-        image = _open(_read_bytes(source, name, max_bytes), name)
+        image = _open(read_bytes(source, name, max_bytes), name)
     _check_size(image, name, max_pixels)
     return _to_rgb(image, name)
 
@@ -60,12 +102,16 @@ def describe_source(source: ImageSource) -> str:
         return getattr(source, "filename", "") or f"{source.mode} picture of {source.width} x {source.height} pixels"
     if isinstance(source, bytes):
         return f"picture of {len(source)} bytes"
+    if isinstance(source, StoredImage):
+        return source.name
     text = str(source)
     return text if len(text) <= 200 else f"{text[:80]}... ({len(text)} characters)"
 
 
 def image_key(source: ImageSource) -> str:
-    """Return a text that is equal for equal sources: a file's path, or a hash of everything else."""
+    """Return a text that is equal for equal sources: a file's path, a place in a file, or a hash of all else."""
+    if isinstance(source, StoredImage):
+        return f"stored:{source.name}"
     if isinstance(source, str | Path) and not str(source).startswith("data:"):
         return f"file:{source}"
     if isinstance(source, np.ndarray):
@@ -77,10 +123,13 @@ def image_key(source: ImageSource) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> bytes:
+def read_bytes(source: str | Path | bytes | StoredImage, name: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the encoded picture, after checking that it is there and within ``max_bytes``."""
     if isinstance(source, bytes):
         data = source
+    elif isinstance(source, StoredImage):
+        with _telling_errors(name):
+            data = source.read(max_bytes)
     elif str(source).startswith("data:"):
         data = _decode_data_url(str(source), name, max_bytes)
     elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", str(source)):
@@ -95,7 +144,7 @@ def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> bytes:
 
 
 def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
-    try:
+    with _telling_errors(name):
         if path.is_dir():
             raise ImageError(f"{name}: is a folder, expected a picture file.")
         if not path.is_file():  # also keeps us from waiting on a pipe or a device
@@ -104,6 +153,12 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
             )
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
+
+
+@contextmanager
+def _telling_errors(name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ImageError(f"{name}: cannot read the picture file: {error.strerror or error}.") from error
 

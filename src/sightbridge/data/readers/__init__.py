@@ -17,6 +17,7 @@ from sightbridge.data.readers.gqa import read_gqa
 from sightbridge.data.readers.llava import read_llava
 from sightbridge.data.readers.paddlemix import read_paddlemix
 from sightbridge.data.readers.vqa import read_vqa
+from sightbridge.data.readers.webdataset import read_webdataset
 from sightbridge.data.record import Record
 from sightbridge.data.records import Chained, Cleaned, select
 from sightbridge.errors import SettingsError, nearest
@@ -31,6 +32,7 @@ READERS: dict[str, Reader] = {
     "paddlemix": read_paddlemix,
     "vqa": read_vqa,
     "gqa": read_gqa,
+    "webdataset": read_webdataset,
 }
 
 
@@ -44,7 +46,7 @@ def get_reader(name: str) -> Reader:
     return READERS[name]
 
 
-def read_sources(data: DataSettings, which: Literal["train", "validation"]) -> Sequence[Record]:
+def read_sources(data: DataSettings, which: Literal["train", "validation"]) -> Chained:
     """Read all sources of ``data.train`` or ``data.validation``, one after the other.
 
     Tars and tables are read where they are looked at; the rest is held in memory. Paths are relative to ``data.root``
