@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -27,8 +28,11 @@ def unique_tensors(part: nn.Module) -> dict[str, Tensor]:
 
 
 def part_dtype(part: nn.Module) -> str:
-    """Name of the type that the weights of ``part`` are held in."""
-    return str(next(part.parameters()).dtype).removeprefix("torch.")
+    """Name of the type that most weights of ``part`` are held in; norms may be in another."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in part.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def save_part(part: nn.Module, path: Path) -> None:

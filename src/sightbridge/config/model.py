@@ -53,6 +53,16 @@ class VisionTowerSettings(PartSource):
     image_size: int | None = Field(
         default=None, ge=1, description="side in pixels, if other than the tower was made for"
     )
+    drop_path: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of residual branches left out per picture in the last block, while "
+        "the tower trains; grows linearly from 0 in the first",
+    )
+    dtype: Dtype = Field(
+        default="float32", description="type the linear layers are held in and run in; all else stays float32 (LAVIS)"
+    )
 
 
 class ConnectorSettings(Settings):

@@ -79,7 +79,8 @@ def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
     model = make_part(settings, config, vision_class, "vision_tower")
     if settings.image_size is not None:
         model = resize_positions(model, settings.image_size)
-    return VisionTower(model, settings.layers, settings.class_token)
+    tower = VisionTower(model, settings.layers, settings.class_token, settings.drop_path)
+    return tower.hold_linear_layers_in(getattr(torch, settings.dtype))
 
 
 def build_language_model(settings: LanguageModelSettings) -> LanguageModel:
@@ -136,7 +137,8 @@ def check_keys(options: dict[str, Any], config: Any, key: str) -> None:
 
 def make_part(settings: PartSource, config: Any, auto_class: Any, part: str) -> Any:
     """Load a part's weights, or make it with random ones, in the type the settings ask for."""
-    dtype = getattr(torch, settings.dtype)
+    # A tower's linear layers are cast when it is built: what stays in float32 must not have been rounded before.
+    dtype = torch.float32 if part == "vision_tower" else getattr(torch, settings.dtype)
     if settings.source is None:
         if wants_own_head(config):
             return build_with_own_head(auto_class, config, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from sightbridge.errors import SettingsError
+from sightbridge.models.drop_path import add_drop_path
 
 FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
 """Where vision models keep the norm behind their last block."""
@@ -38,6 +40,7 @@ class VisionTower(nn.Module):
         model: Any,
         layers: list[int] | Literal["output"] = "output",
         class_token: Literal["keep", "drop"] = "keep",
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -49,11 +52,31 @@ class VisionTower(nn.Module):
         self.layers = None if layers == "output" else resolve_layers(layers, config.num_hidden_layers)
         self.channels: int = config.hidden_size * (1 if self.layers is None else len(self.layers))
         remove_unused(model, self.layers)
+        if drop_path:
+            add_drop_path(find_blocks(model), drop_path)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights; pictures are cast to it."""
+        """Type of the weights other than those of linear layers; pictures are cast to it."""
         return next(self.parameters()).dtype
+
+    def hold_linear_layers_in(self, dtype: torch.dtype) -> VisionTower:
+        """Cast the linear layers, which are all but a hundredth of the weights; they also compute in that type then.
+
+        As LAVIS does with its frozen ViT: norms, position table and CLS stay in float32, and so does the sum that all
+        residual branches add to. LAVIS casts the patch convolution, too; here it is cast when it is used, which is the
+        same, and pictures stay in float32.
+        """
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        return self
+
+    def _own_autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Autocast to the type of the linear layers, if that is a half one."""
+        types = {module.weight.dtype for module in self.model.modules() if isinstance(module, nn.Linear)}
+        half = [dtype for dtype in types - {self.dtype} if dtype in (torch.float16, torch.bfloat16)]
+        return torch.autocast(device.type, dtype=half[0]) if half else nullcontext()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Turn normalised pictures (N, 3, H, W) into features (N, S, C).
@@ -68,19 +91,19 @@ class VisionTower(nn.Module):
                 f"{height}x{width}. Set image.size and vision_tower.image_size to the same number.",
                 key="model.image.size",
             )
-        pixel_values = pixel_values.to(self.dtype)
+        with self._own_autocast(pixel_values.device):
+            return self._features(pixel_values.to(self.dtype))[:, self._skip :]
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        """The hidden states taken, (N, positions, C), CLS and registers among them."""
         if self.layers is None:
-            features = self.model(pixel_values).last_hidden_state
-        else:
-            # The highest one is the model's output, now that its final norm is gone; of the others, transformers
-            # keeps those in the list, at their usual places in the tuple.
-            top = max(self.layers)
-            output = self.model(pixel_values, output_hidden_states=sorted(set(self.layers) - {top}))
-            states = [
-                output.last_hidden_state if index == top else output.hidden_states[index] for index in self.layers
-            ]
-            features = torch.cat(states, dim=-1)
-        return features[:, self._skip :]
+            return self.model(pixel_values).last_hidden_state
+        # The highest one is the model's output, now that its final norm is gone; of the others, transformers keeps
+        # those in the list, at their usual places in the tuple.
+        top = max(self.layers)
+        output = self.model(pixel_values, output_hidden_states=sorted(set(self.layers) - {top}))
+        states = [output.last_hidden_state if index == top else output.hidden_states[index] for index in self.layers]
+        return torch.cat(states, dim=-1)
 
 
 def resolve_layers(layers: list[int], depth: int) -> list[int]:
