@@ -9,8 +9,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sightbridge.config.training import PartsSettings
 from sightbridge.errors import SettingsError
-from sightbridge.models.build import build_model, set_trainable
+from sightbridge.models.build import build_model
 from sightbridge.models.memory import memory_settings
+from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import trains
 
 QFORMER_KIND = {"kind": "qformer", **QFORMER, "num_layers": 6, "dropout": 0.1}

@@ -11,7 +11,8 @@ from builders import DECODERS, LANGUAGE_MODELS, QFORMER, make_batch, tiny_model,
 from sightbridge.batch import IGNORE_INDEX
 from sightbridge.config.training import PartsSettings
 from sightbridge.errors import DataError
-from sightbridge.models.build import part_summary, set_trainable
+from sightbridge.models.build import part_summary
+from sightbridge.models.parts import set_trainable
 
 ROWS = [(1, 1, 6), (2, 2, 4), (3, 0, 9), (4, 1, 4)]
 """Seed, pictures and text tokens of each row."""

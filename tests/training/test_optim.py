@@ -6,7 +6,7 @@ from training_models import parts, tiny_model
 
 from sightbridge.config.training import OptimSettings, PartsSettings
 from sightbridge.errors import SettingsError
-from sightbridge.models.build import set_trainable
+from sightbridge.models.parts import set_trainable
 from sightbridge.training.optim import build_optimizer, parameter_groups
 
 OPTIM = OptimSettings(lr=1e-3, weight_decay=0.05)

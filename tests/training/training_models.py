@@ -12,7 +12,8 @@ import torch
 from sightbridge.batch import IGNORE_INDEX, Batch
 from sightbridge.config.model import ModelSettings
 from sightbridge.config.training import OptimSettings, PartsSettings, TrainingSettings
-from sightbridge.models.build import build_model, set_trainable
+from sightbridge.models.build import build_model
+from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import VisionLanguageModel
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # compare like with like, whatever the machine has

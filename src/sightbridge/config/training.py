@@ -13,6 +13,9 @@ class PartTraining(Settings):
     """Whether one part of the model trains, and how fast."""
 
     train: Literal["full", "frozen"] = Field(default="frozen", description="train all weights of this part, or none")
+    only: list[str] = Field(
+        default=[], description="submodules that train, such as [output]; the rest of this part is frozen then"
+    )
     lr: float | None = Field(default=None, gt=0, description="learning rate of this part, if not optim.lr")
     weight_decay: float | None = Field(
         default=None, ge=0, description="weight decay of this part, if not optim.weight_decay"
@@ -21,6 +24,12 @@ class PartTraining(Settings):
         default=False, description="recompute this part's layers in the backward pass instead of keeping what they made"
     )
     fp32: bool = Field(default=False, description="keep this part's forward pass in float32, out of bf16 and fp16")
+
+    @model_validator(mode="after")
+    def _only_what_trains(self) -> PartTraining:
+        if self.only and self.train == "frozen":
+            raise ValueError("'only' says what of this part trains, but 'train' is frozen; set train=full")
+        return self
 
 
 class PartsSettings(Settings):

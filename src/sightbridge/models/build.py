@@ -22,7 +22,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from sightbridge.config.model import LanguageModelSettings, ModelSettings, PartSource, VisionTowerSettings
-from sightbridge.config.training import PartsSettings
 from sightbridge.errors import CheckpointError, SettingsError, nearest
 from sightbridge.models.connectors import build_connector
 from sightbridge.models.language_model import LanguageModel, build_with_own_head, check_head, wants_own_head
@@ -45,7 +44,7 @@ EXTRA_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype", "decoder_start
 
 
 def build_model(settings: ModelSettings, seed: int = 0) -> VisionLanguageModel:
-    """Build a model in evaluation mode, on the CPU, every parameter trainable; ``set_trainable`` freezes.
+    """Build a model in evaluation mode, on the CPU, every parameter trainable; ``parts.set_trainable`` freezes.
 
     Args:
         settings: the three parts.
@@ -215,13 +214,6 @@ def resolve_source(source: str) -> str:
         listed = ", ".join(known) or "none"
         raise CheckpointError(f"The package has no parent '{name}'; it has: {listed}.{nearest(name, known)}")
     return str(PARENTS / name)
-
-
-def set_trainable(model: VisionLanguageModel, parts: PartsSettings) -> None:
-    """Let each part train or freeze it; frozen parts also stay in evaluation mode when the model trains."""
-    for name in PARTS:
-        model.get_submodule(name).requires_grad_(getattr(parts, name).train == "full")
-    model.train(model.training)
 
 
 class PartSummary(NamedTuple):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sightbridge.batch import Batch
 from sightbridge.models.language_model import LanguageModel
 from sightbridge.models.losses import Loss, target_loss
+from sightbridge.models.parts import eval_frozen, trains
 from sightbridge.models.splice import check_slots, splice
 from sightbridge.models.vision_tower import VisionTower
 
@@ -95,15 +96,7 @@ class VisionLanguageModel(nn.Module):
         return 0.0 * self.connect(features).sum()
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
-        """Switch to training, but leave wholly frozen parts in evaluation mode (no dropout)."""
+        """Switch to training, but leave what is frozen in evaluation mode (no dropout)."""
         super().train(mode)
-        for name in PARTS:
-            part = self.get_submodule(name)
-            if not trains(part):
-                part.eval()
+        eval_frozen(self, PARTS)
         return self
-
-
-def trains(part: nn.Module) -> bool:
-    """Whether any parameter of a part takes gradients."""
-    return any(parameter.requires_grad for parameter in part.parameters())

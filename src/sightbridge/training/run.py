@@ -18,7 +18,8 @@ from sightbridge.config.model import ModelSettings
 from sightbridge.config.recipe import Recipe
 from sightbridge.config.training import PartsSettings
 from sightbridge.data.processor import Processor
-from sightbridge.models.build import build_model, part_summary, set_trainable
+from sightbridge.models.build import build_model, part_summary
+from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import PARTS, VisionLanguageModel
 from sightbridge.training.loop import Evaluate, Save, make_accelerator, train
 from sightbridge.training.preflight import Watch, check_run
