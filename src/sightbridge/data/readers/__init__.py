@@ -16,6 +16,7 @@ from sightbridge.data.readers.coco_caption import read_coco_caption
 from sightbridge.data.readers.gqa import read_gqa
 from sightbridge.data.readers.llava import read_llava
 from sightbridge.data.readers.paddlemix import read_paddlemix
+from sightbridge.data.readers.tables import read_arrow, read_jsonl, read_parquet
 from sightbridge.data.readers.vqa import read_vqa
 from sightbridge.data.readers.webdataset import read_webdataset
 from sightbridge.data.record import Record
@@ -33,6 +34,9 @@ READERS: dict[str, Reader] = {
     "vqa": read_vqa,
     "gqa": read_gqa,
     "webdataset": read_webdataset,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "jsonl": read_jsonl,
 }
 
 

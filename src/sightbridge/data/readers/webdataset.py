@@ -1,7 +1,7 @@
 """WebDataset tars: the files of a sample stand side by side and share a name up to the first dot.
 
     000001.jpg  000001.txt                     a caption
-    000002.jpg  000002.json                    {"caption": "..."}, as LAION has it, or {"question": "...", "answer": "..."}
+    000002.jpg  000002.json                    {"caption": ...}, as LAION has it, or {"question": ..., "answer": ...}
     000003.png  000003.json                    {"conversations": [...]}, LLaVA's, with <image> markers
     000004.1.jpg  000004.2.jpg  000004.json    several pictures, in the order they stand in
     000005.webp  000005.cls                    a class, as the answer
