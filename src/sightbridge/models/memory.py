@@ -17,8 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sightbridge.errors import SettingsError
 from sightbridge.models.language_model import T5_FAMILY
 
-ENTRANCES = ("forward", "read", "look", "head")
-"""Methods through which the model calls a part: the connector's and Q-Former's reading, the language model's head."""
+ENTRANCES = ("forward", "read", "output", "look", "head")
+"""What the model calls of a part: also single steps of a connector or Q-Former, and the language model's head."""
 
 Forward = Callable[..., Any]
 
@@ -47,7 +47,10 @@ def memory_settings(model: nn.Module, parts: BaseModel, precision: str = "fp32")
             if settings.fp32:
                 check_full_precision(part, name)
                 for entrance in ENTRANCES:
-                    if hasattr(part, entrance):
+                    called = getattr(part, entrance, None)
+                    if isinstance(called, nn.Module):
+                        changes.enter_context(changed_method(called, "forward", out_of_autocast))
+                    elif called is not None:
                         changes.enter_context(changed_method(part, entrance, out_of_autocast))
         if precision == "fp16":
             for layer in overflowing_layers(model):

@@ -17,9 +17,11 @@ from torch import nn
 
 from sightbridge.config.training import OptimSettings, TrainingSettings
 from sightbridge.errors import DataError
+from sightbridge.models.memory import memory_settings
 from sightbridge.training.log import Meter, RunLog
 from sightbridge.training.optim import build_optimizer
 from sightbridge.training.schedule import learning_rate
+from sightbridge.training.sharding import asks_for_deepspeed, outside_training, prepare, use_launcher, whole_model
 from sightbridge.training.step import TrainingBatch, training_step
 
 
@@ -40,7 +42,7 @@ Evaluate = Callable[[nn.Module, int], dict[str, Any]]
 """Called with the bare model (in evaluation mode) and the steps taken; what it returns goes into the log."""
 
 Save = Callable[[nn.Module, int], None]
-"""Called on the main process with the bare model and the steps taken; must write atomically."""
+"""Called on the main process with the bare model (a copy if it is sharded) and the steps taken; writes atomically."""
 
 
 def train(
@@ -67,12 +69,13 @@ def train(
     accelerator = accelerator or make_accelerator(training.precision)
     set_seed(training.seed)
     optimizer = build_optimizer(model, training.parts, optim)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    prepared = prepare(accelerator, model, optimizer, training, optim)
+    wrapped, optimizer = prepared.model, prepared.optimizer
     bare = accelerator.unwrap_model(wrapped)
 
     log = RunLog(folder, total, main_process=accelerator.is_main_process, tensorboard=training.tensorboard, title=title)
     meter = Meter()
-    with log:
+    with log, memory_settings(bare, training.parts, training.precision):
         wrapped.train()
         stream = _step_batches(batches, training.accumulation)
         for step in range(total):
@@ -91,9 +94,12 @@ def train(
                 meter.reset()
             with meter.paused():
                 if evaluate and (last or _due(done, training.evaluate_every)):
-                    log.write("evaluation", done, _evaluate(evaluate, bare, done))
-                if save and accelerator.is_main_process and (last or _due(done, training.save_every)):
-                    save(bare, done)
+                    with outside_training(accelerator, wrapped):
+                        log.write("evaluation", done, _evaluate(evaluate, bare, done))
+                if save and (last or _due(done, training.save_every)):
+                    whole = whole_model(accelerator, prepared)
+                    if whole is not None:
+                        save(whole, done)
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()  # takes bf16's autocast off the model's forward
     return log.history
@@ -104,7 +110,10 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     AcceleratorState._reset_state()  # shared by all accelerators, it would refuse the second run's precision
     # without being told so, accelerate takes several processes on a machine without a GPU for single ones
     no_gpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=no_gpu, mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
+    accelerator = Accelerator(
+        cpu=no_gpu and not asks_for_deepspeed(), mixed_precision={"fp32": "no", "bf16": "bf16"}[precision]
+    )
+    return use_launcher(accelerator)
 
 
 def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sightbridge.errors import SightbridgeError
+from sightbridge.training.sharding import backward, clip_gradients, take_step
 
 
 class TrainingBatch(Protocol):
@@ -75,19 +76,18 @@ def training_step(
             own = {name: loss.count for name, loss in losses.items()}
             assert own == batch.loss_counts, "the model and the batch count targets differently"
             each = [loss.sum / max(1, counts[name]) for name, loss in losses.items()]
-            # DistributedDataParallel averages gradients over processes: undo it, the division is ours
-            accelerator.backward(torch.stack(each).sum() * accelerator.num_processes)
+            # all kinds of data-parallel training average gradients over processes: undo it, the division is ours
+            backward(accelerator, torch.stack(each).sum() * accelerator.num_processes, last=i == len(batches) - 1)
         sums.append(torch.stack([losses[name].sum.detach().float() for name in counts]))
 
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = accelerator.clip_grad_norm_(trained, clip_norm if clip_norm is not None else float("inf"))
+    grad_norm = clip_gradients(accelerator, trained, clip_norm)
     totals = accelerator.reduce(torch.stack(sums).sum(0), "sum").tolist()  # type: ignore[union-attr]
     means = {name: total / max(1, counts[name]) for name, total in zip(counts, totals, strict=True)}
-    result = StepResult(means, float(grad_norm) if grad_norm is not None else 0.0, counts, samples)
+    result = StepResult(means, grad_norm, counts, samples)
     _check_finite(result, batches, sums)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return result
+    late_norm = take_step(accelerator, optimizer)
+    return result if late_norm is None else result._replace(grad_norm=late_norm)
 
 
 def _count(accelerator: Accelerator, batches: Sequence[TrainingBatch]) -> tuple[dict[str, int], int]:
