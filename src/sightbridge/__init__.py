@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sightbridge.checkpoints.folder import load_model as load
+    from sightbridge.checkpoints.folder import load_any_model as load
     from sightbridge.checkpoints.folder import save_model as save
     from sightbridge.data.readers import load_records as records
     from sightbridge.generation.answer import ask
@@ -15,7 +15,7 @@ __all__ = ["__version__", "ask", "load", "records", "save"]
 
 _LAZY = {
     "ask": ("sightbridge.generation.answer", "ask"),
-    "load": ("sightbridge.checkpoints.folder", "load_model"),
+    "load": ("sightbridge.checkpoints.folder", "load_any_model"),
     "records": ("sightbridge.data.readers", "load_records"),
     "save": ("sightbridge.checkpoints.folder", "save_model"),
 }

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import sightbridge
 from sightbridge.checkpoints import folder as folder_module
-from sightbridge.checkpoints.folder import describe, load_model, save_model
+from sightbridge.checkpoints.folder import describe, load_any_model, load_model, save_model
 from sightbridge.checkpoints.weights import file_hash, fingerprint, unique_tensors
 from sightbridge.config.model import ModelSettings
 from sightbridge.data.processor import Processor, prompt_record
@@ -440,7 +440,7 @@ def test_describe_reads_no_weights(parents, tmp_path, monkeypatch):
     model, settings, processor = make(parents)
     save_model(model, processor, settings, tmp_path / "m", trained_parts=["connector"], provenance={"steps": 7})
     (tmp_path / "m" / "connector.safetensors").write_bytes(b"damaged")
-    monkeypatch.setattr(folder_module, "build_model", lambda *args: pytest.fail("built"))
+    monkeypatch.setattr(folder_module, "build_any", lambda *args: pytest.fail("built"))
     description = describe(tmp_path / "m")
     tower, connector, language_model = description.parts
     assert (tower.stored, tower.source, tower.bytes) == (False, str(parents / "tower"), None)
@@ -458,7 +458,7 @@ def test_the_public_api_is_lazy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert sightbridge.load is load_model and sightbridge.save is save_model
+    assert sightbridge.load is load_any_model and sightbridge.save is save_model
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = sightbridge.lod
 

@@ -5,6 +5,8 @@
     MODEL/tokenizer/                  the tokenizer, as transformers saves it
     MODEL/connector_tokenizer/        that of a connector which reads the question too
 
+The model of BLIP-2's first stage is kept in the same way, with a Q-Former in place of connector and language model.
+
 A part that was trained, or has no source, is stored. A frozen part with a source is only referenced, unless the folder
 is to be self-contained: the bridge of a 7B model is then a few megabytes.
 """
@@ -26,28 +28,40 @@ from sightbridge.checkpoints.manifest import (
     CONNECTOR_TOKENIZER,
     MANIFEST,
     TOKENIZER,
+    AnyManifest,
     Manifest,
     PartEntry,
+    QFormerManifest,
     inner_path,
     read_manifest,
     write_manifest,
 )
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part, part_dtype, save_part
-from sightbridge.config.model import ModelSettings
+from sightbridge.config.model import ModelSettings, PartSource
+from sightbridge.config.qformer_recipe import QFormerModelSettings
 from sightbridge.data.processor import Processor
+from sightbridge.data.qformer_processor import QFormerProcessor, load_caption_tokenizer
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import CheckpointError
-from sightbridge.models.build import build_model
-from sightbridge.models.vlm import PARTS, VisionLanguageModel
+from sightbridge.models.kinds import AnyModel, AnyModelSettings, build_any, part_names
+from sightbridge.models.qformer_pretraining import QFormerPretraining
+from sightbridge.models.vlm import VisionLanguageModel
+
+AnyProcessor = Processor | QFormerProcessor
+FIRST_STAGE = (
+    "holds a Q-Former of BLIP-2's first stage, which has no language model to answer with. Start a second stage from "
+    "it: training.init_from=FOLDER."
+)
+ALL_PARTS = ("vision_tower", "connector", "language_model", "qformer")
 
 NOT_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """What a Hugging Face configuration says about its file, not about its model."""
 
 
 def save_model(
-    model: VisionLanguageModel,
-    processor: Processor,
-    settings: ModelSettings,
+    model: AnyModel,
+    processor: AnyProcessor,
+    settings: AnyModelSettings,
     folder: str | Path,
     *,
     trained_parts: Collection[str],
@@ -57,7 +71,7 @@ def save_model(
     """Write a model folder, or replace one, atomically; returns its path.
 
     Args:
-        model: with trained weights.
+        model: with trained weights; of the first stage or of what follows.
         processor: its tokenizer is written.
         settings: that the model was built with.
         folder: a new or empty folder, or a model folder.
@@ -68,29 +82,21 @@ def save_model(
 
     Raises ``CheckpointError`` if ``folder`` holds anything but a model.
     """
-    assert set(trained_parts) <= set(PARTS), f"parts are {PARTS}"
+    names = part_names(settings)
+    assert set(trained_parts) <= set(names), f"parts are {names}"
     target = Path(folder).expanduser().resolve()
     _check_replaceable(target)
-    model.language_model.assert_heads_untied()
+    _check_heads(model)
     with atomic_folder(target) as writing:
         entries = {}
-        for name in PARTS:
+        for name in names:
             source = getattr(getattr(settings, name), "source", None)
-            stored = self_contained or name in trained_parts or source is None
+            stored = self_contained or name in trained_parts or source is None or name == "qformer"
             entries[name] = _save_part(model, name, source, name in trained_parts, writing if stored else None)
         processor.tokenizer.save_pretrained(writing / TOKENIZER)
-        if processor.connector_text:
+        if isinstance(processor, Processor) and processor.connector_text:
             processor.connector_text.tokenizer.save_pretrained(writing / CONNECTOR_TOKENIZER)
-        manifest = Manifest(
-            settings=_portable_settings(model, settings, {name for name in PARTS if entries[name].file}),
-            parts=entries,
-            tokenizer_files=_hash_files(writing / TOKENIZER),
-            connector_tokenizer_files=_hash_files(writing / CONNECTOR_TOKENIZER),
-            tokens_per_image=model.tokens_per_image,
-            encoder_decoder=model.language_model.is_encoder_decoder,
-            versions={"sightbridge": sightbridge.__version__} | {n: version(n) for n in ("torch", "transformers")},
-            provenance=dict(provenance or {}),
-        )
+        manifest = _manifest(model, settings, entries, writing, dict(provenance or {}))
         write_manifest(manifest, writing)
     return target
 
@@ -98,7 +104,20 @@ def save_model(
 def load_model(
     folder: str | Path, device: torch.device | str = "cpu", sources: Mapping[str, str] | None = None
 ) -> tuple[VisionLanguageModel, Processor]:
-    """Load the model in a folder, in evaluation mode, and its processor.
+    """Load the model in a folder, in evaluation mode, and its processor; errors as ``load_any_model``.
+
+    Raises ``CheckpointError`` also for a model of the first stage, which cannot answer.
+    """
+    model, processor = load_any_model(folder, device, sources)
+    if not isinstance(model, VisionLanguageModel) or not isinstance(processor, Processor):
+        raise CheckpointError(f"{folder}: {FIRST_STAGE}")
+    return model, processor
+
+
+def load_any_model(
+    folder: str | Path, device: torch.device | str = "cpu", sources: Mapping[str, str] | None = None
+) -> tuple[AnyModel, AnyProcessor]:
+    """Load the model in a folder, whatever its kind, in evaluation mode, and its processor.
 
     Args:
         folder: written by ``save_model``.
@@ -112,7 +131,7 @@ def load_model(
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     try:
-        model = build_model(_settings_with(manifest, sources or {}))
+        model = build_any(_settings_with(manifest, sources or {}))
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder} references a part that cannot be loaded. {error} "
@@ -128,14 +147,17 @@ def load_model(
                 f"{folder}: the {name.replace('_', ' ')} at '{getattr(manifest.settings, name).source}' is not the one "
                 "that this model was trained with: its weights differ. Give the right one with sources={PART: FOLDER}."
             )
-    model.language_model.assert_heads_untied()
+    _check_heads(model)
     return model.eval().to(device), _load_processor(folder, manifest)
 
 
 def load_processor(folder: str | Path) -> Processor:
     """Make the processor of a model folder alone, without reading a weight; raises ``CheckpointError``."""
     folder = existing_folder(Path(folder).expanduser().resolve())
-    return _load_processor(folder, read_manifest(folder))
+    processor = _load_processor(folder, read_manifest(folder))
+    if not isinstance(processor, Processor):
+        raise CheckpointError(f"{folder}: {FIRST_STAGE}")
+    return processor
 
 
 @dataclass(frozen=True)
@@ -161,12 +183,13 @@ class ModelDescription:
 
     folder: Path
     parts: tuple[PartDescription, ...]
-    manifest: Manifest
+    manifest: AnyManifest
 
     @property
-    def template(self) -> str:
-        """Name of the prompt template."""
-        return self.manifest.settings.prompt.template
+    def template(self) -> str | None:
+        """Name of the prompt template; a model of the first stage has none."""
+        settings = self.manifest.settings
+        return settings.prompt.template if isinstance(settings, ModelSettings) else None
 
 
 def describe(folder: str | Path) -> ModelDescription:
@@ -176,8 +199,11 @@ def describe(folder: str | Path) -> ModelDescription:
     parts = []
     for name, entry in manifest.parts.items():
         settings = getattr(manifest.settings, name)
-        config = getattr(settings, "config", None)
-        what = settings.kind if name == "connector" else config["model_type"] if config else "as its source says"
+        what = "as its source says"
+        if not isinstance(settings, PartSource):
+            what = "qformer" if name == "qformer" else settings.kind
+        elif settings.config:
+            what = settings.config["model_type"]
         path = inner_path(folder, entry.file) if entry.file else None
         size = path.stat().st_size if path and path.is_file() else None
         parts.append(
@@ -188,6 +214,24 @@ def describe(folder: str | Path) -> ModelDescription:
     return ModelDescription(folder, tuple(parts), manifest)
 
 
+def _manifest(
+    model: AnyModel, settings: AnyModelSettings, parts: dict[str, PartEntry], folder: Path, provenance: dict[str, Any]
+) -> AnyManifest:
+    """Describe a model whose parts and tokenizers are in ``folder`` already."""
+    common: dict[str, Any] = {
+        "settings": _portable_settings(model, settings, {name for name, entry in parts.items() if entry.file}),
+        "parts": parts,
+        "tokenizer_files": _hash_files(folder / TOKENIZER),
+        "connector_tokenizer_files": _hash_files(folder / CONNECTOR_TOKENIZER),
+        "versions": {"sightbridge": sightbridge.__version__} | {n: version(n) for n in ("torch", "transformers")},
+        "provenance": provenance,
+    }
+    if isinstance(model, QFormerPretraining):
+        return QFormerManifest(tokens_per_image=model.qformer.options.num_queries, **common)
+    encoder_decoder = model.language_model.is_encoder_decoder
+    return Manifest(tokens_per_image=model.tokens_per_image, encoder_decoder=encoder_decoder, **common)
+
+
 def _check_replaceable(target: Path) -> None:
     """Never delete what is not ours."""
     if not target.exists():
@@ -195,15 +239,19 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; choose a folder to save the model in.")
     names = {path.name for path in target.iterdir()}
-    ours = {MANIFEST, TOKENIZER, CONNECTOR_TOKENIZER, *(f"{name}.safetensors" for name in PARTS)}
+    ours = {MANIFEST, TOKENIZER, CONNECTOR_TOKENIZER, *(f"{name}.safetensors" for name in ALL_PARTS)}
     if names and (MANIFEST not in names or names - ours):
         others = ", ".join(sorted(names - ours)[:3])
         raise CheckpointError(f"{target}: holds files that are no part of a model ({others}); choose another folder.")
 
 
-def _save_part(
-    model: VisionLanguageModel, name: str, source: str | None, trained: bool, folder: Path | None
-) -> PartEntry:
+def _check_heads(model: AnyModel) -> None:
+    """See ``LanguageModel.assert_heads_untied``."""
+    if isinstance(model, VisionLanguageModel):
+        model.language_model.assert_heads_untied()
+
+
+def _save_part(model: AnyModel, name: str, source: str | None, trained: bool, folder: Path | None) -> PartEntry:
     """Describe a part, and write its weights if there is a ``folder`` for them."""
     part = model.get_submodule(name)
     file = f"{name}.safetensors" if folder else None
@@ -220,28 +268,33 @@ def _save_part(
     )
 
 
-def _portable_settings(model: VisionLanguageModel, settings: ModelSettings, stored: Collection[str]) -> ModelSettings:
+def _portable_settings(model: AnyModel, settings: AnyModelSettings, stored: Collection[str]) -> AnyModelSettings:
     """Settings that rebuild the model wherever the folder is: stored parts by their configuration alone.
 
     The vision tower was cut down to what is used, so its configuration is that of the rest, and its layers are counted
     from the front.
     """
     changes: dict[str, Any] = {}
-    for name in ("vision_tower", "language_model"):
+    if isinstance(settings, QFormerModelSettings):  # what it began as is no longer needed
+        changes["qformer"] = settings.qformer.model_copy(update={"source": None})
+    for name in part_names(settings):
         part: Any = model.get_submodule(name)
         old = getattr(settings, name)
+        if not isinstance(old, PartSource):
+            continue
         if name in stored:
             config = {key: value for key, value in part.model.config.to_dict().items() if key not in NOT_SETTINGS}
             new = {"source": None, "config": config, "override": {}, "dtype": part_dtype(part)}
             if name == "vision_tower":
                 new |= {"layers": model.vision_tower.layers or "output", "image_size": None}
         else:  # a relative path would only hold in today's working directory
-            new = {"source": str(Path(old.source).resolve()) if Path(old.source).is_dir() else old.source}
+            source = old.source or ""
+            new = {"source": str(Path(source).resolve()) if Path(source).is_dir() else source}
         changes[name] = type(old).model_validate(old.model_dump() | new)
     return settings.model_copy(update=changes)
 
 
-def _settings_with(manifest: Manifest, sources: Mapping[str, str]) -> ModelSettings:
+def _settings_with(manifest: AnyManifest, sources: Mapping[str, str]) -> AnyModelSettings:
     """The manifest's settings, with other sources for referenced parts."""
     changes = {}
     for name, source in sources.items():
@@ -254,11 +307,12 @@ def _settings_with(manifest: Manifest, sources: Mapping[str, str]) -> ModelSetti
     return manifest.settings.model_copy(update=changes)
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Path, manifest: AnyManifest) -> None:
     """Compare every stored file with its hash."""
-    if set(manifest.parts) != set(PARTS):
+    names = part_names(manifest.settings)
+    if set(manifest.parts) != set(names):
         raise CheckpointError(
-            f"{folder / MANIFEST}: expected the parts {', '.join(PARTS)}, got {', '.join(manifest.parts)}."
+            f"{folder / MANIFEST}: expected the parts {', '.join(names)}, got {', '.join(manifest.parts)}."
         )
     hashes = {f"{TOKENIZER}/{name}": sha256 for name, sha256 in manifest.tokenizer_files.items()}
     hashes |= {f"{CONNECTOR_TOKENIZER}/{name}": sha256 for name, sha256 in manifest.connector_tokenizer_files.items()}
@@ -274,7 +328,10 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _load_processor(folder: Path, manifest: Manifest) -> Processor:
+def _load_processor(folder: Path, manifest: AnyManifest) -> AnyProcessor:
+    if isinstance(manifest, QFormerManifest):
+        tokenizer = load_caption_tokenizer(str(folder / TOKENIZER))
+        return QFormerProcessor(tokenizer, manifest.settings.text, manifest.settings.image)
     settings = manifest.settings
     return Processor(
         load_tokenizer(folder / TOKENIZER, settings.language_model.tokenizer_legacy),

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from sightbridge.config.base import Settings
 from sightbridge.config.model import ModelSettings
+from sightbridge.config.qformer_recipe import QFormerModelSettings
 from sightbridge.errors import CheckpointError
 
 MANIFEST = "sightbridge.json"
@@ -35,28 +36,47 @@ class PartEntry(Settings):
     fingerprint: str = Field(description="hash of samples of the weights, see checkpoints.weights.fingerprint")
 
 
-class Manifest(Settings):
+class BaseManifest(Settings):
     """Everything but the weights and the tokenizer."""
 
     format: Literal["sightbridge-model"] = FORMAT
     format_version: int = FORMAT_VERSION
-    settings: ModelSettings = Field(description="builds the model; stored parts by configuration, others by source")
+    kind: str
+    settings: Settings = Field(description="builds the model; stored parts by configuration, others by source")
     parts: dict[str, PartEntry]
     tokenizer_files: dict[str, str] = Field(description="name in the tokenizer's folder -> SHA-256")
     connector_tokenizer_files: dict[str, str] = Field(default_factory=dict, description="the same of a connector's own")
     tokens_per_image: int
-    encoder_decoder: bool
     versions: dict[str, str] = Field(description="of the libraries that wrote the folder")
     provenance: dict[str, Any] = Field(default_factory=dict, description="free notes: recipe, steps, data, ...")
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+class Manifest(BaseManifest):
+    """Of a model that answers questions about pictures."""
+
+    kind: Literal["generation"] = "generation"
+    settings: ModelSettings
+    encoder_decoder: bool
+
+
+class QFormerManifest(BaseManifest):
+    """Of a model of BLIP-2's first stage."""
+
+    kind: Literal["qformer"] = "qformer"
+    settings: QFormerModelSettings
+
+
+AnyManifest = Manifest | QFormerManifest
+KINDS: dict[str, type[AnyManifest]] = {"generation": Manifest, "qformer": QFormerManifest}
+
+
+def write_manifest(manifest: AnyManifest, folder: Path) -> None:
     """Write the manifest into ``folder``."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> AnyManifest:
     """Read the manifest of a model folder.
 
     Raises ``CheckpointError`` if there is no such folder, it is of another kind, its manifest is damaged, or it was
@@ -77,8 +97,11 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that this release reads. "
             "Update sightbridge."
         )
+    kind = content.get("kind", "generation")
+    if kind not in KINDS:
+        raise CheckpointError(f"{path}: the manifest is damaged at 'kind': {kind!r} is none of {', '.join(KINDS)}.")
     try:
-        return Manifest.model_validate(content)
+        return KINDS[kind].model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -14,6 +14,7 @@ from sightbridge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from sightbridge.checkpoints.folder import ModelDescription, PartDescription
+    from sightbridge.checkpoints.manifest import Manifest
     from sightbridge.config.model import ImageSettings
 
 
@@ -40,23 +41,37 @@ def inspect_model(model: ModelArgument) -> None:
 
 
 def _facts(model: Path, found: ModelDescription) -> list[tuple[str, str]]:
+    from sightbridge.checkpoints.manifest import Manifest
+
     manifest = found.manifest
-    settings = manifest.settings
-    kind = "encoder-decoder" if manifest.encoder_decoder else "decoder-only"
-    facts = [
-        ("folder", str(model)),
-        ("language model", f"{kind}, tokenizer of {len(manifest.tokenizer_files)} files in the folder"),
-        ("template", found.template),
-    ]
-    if settings.prompt.system is not None:
-        facts.append(("system text", settings.prompt.system or "none"))
-    if settings.prompt.switches:
-        facts.append(("switches", _pairs(settings.prompt.switches)))
+    facts = [("folder", str(model))]
+    if isinstance(manifest, Manifest):
+        facts += _language_facts(manifest)
+    else:
+        text = manifest.settings.text
+        facts += [
+            ("kind", "first stage of BLIP-2, to start a second stage from"),
+            ("captions", f"at most {text.max_length} tokens, tokenizer of {len(manifest.tokenizer_files)} files"),
+        ]
     facts += [
-        ("picture", f"{_transform(settings.image)}, {manifest.tokens_per_image} tokens each"),
+        ("picture", f"{_transform(manifest.settings.image)}, {manifest.tokens_per_image} tokens each"),
         ("written by", _pairs(manifest.versions)),
     ]
     return [*facts, *((name, str(value)) for name, value in manifest.provenance.items())]
+
+
+def _language_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    kind = "encoder-decoder" if manifest.encoder_decoder else "decoder-only"
+    prompt = manifest.settings.prompt
+    facts = [
+        ("language model", f"{kind}, tokenizer of {len(manifest.tokenizer_files)} files in the folder"),
+        ("template", prompt.template),
+    ]
+    if prompt.system is not None:
+        facts.append(("system text", prompt.system or "none"))
+    if prompt.switches:
+        facts.append(("switches", _pairs(prompt.switches)))
+    return facts
 
 
 def _pairs(values: dict[str, Any]) -> str:

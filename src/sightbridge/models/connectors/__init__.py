@@ -8,7 +8,7 @@ of its own with its settings class beside it, and a line in ``CONNECTORS``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from sightbridge.errors import SettingsError, nearest
 from sightbridge.models.connectors.linear import LinearConnector, LinearOptions
 from sightbridge.models.connectors.mlp import MLPConnector, MLPOptions
 from sightbridge.models.connectors.qformer import QFormerConnector, QFormerOptions
+
+AnyOptions = TypeVar("AnyOptions", bound=Settings)
 
 
 class Connector(Protocol):
@@ -67,22 +69,29 @@ def check_connector(settings: ConnectorSettings) -> Settings:
             key="model.connector.kind",
         )
     options_class, _ = CONNECTORS[settings.kind]
+    return check_options(options_class, settings.options, f"connector '{settings.kind}'", "model.connector")
+
+
+def check_options(options_class: type[AnyOptions], options: dict[str, Any], what: str, group: str) -> AnyOptions:
+    """Make the options of ``what``, given under the key ``group`` of a recipe.
+
+    Raises:
+        SettingsError: one is unknown or out of range; ``key`` says which.
+    """
     known = list(options_class.model_fields)
-    for name in settings.options:
+    for name in options:
         if name not in known:
             listed = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise SettingsError(
-                f"Connector '{settings.kind}' has no option '{name}'; {listed}.{nearest(name, known)}",
-                key=f"model.connector.{name}",
-            )
+            unknown = f"{what[0].upper()}{what[1:]} has no option '{name}'; {listed}.{nearest(name, known)}"
+            raise SettingsError(unknown, key=f"{group}.{name}")
     try:
-        return options_class(**settings.options)
+        return options_class(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        what = f"Option '{name}' of connector" if name else "Connector"
-        key = f"model.connector.{name}" if name else "model.connector"
-        raise SettingsError(f"{what} '{settings.kind}': {first['msg'].removeprefix('Value error, ')}.", key) from None
+        subject = f"Option '{name}' of {what}" if name else f"{what[0].upper()}{what[1:]}"
+        key = f"{group}.{name}" if name else group
+        raise SettingsError(f"{subject}: {first['msg'].removeprefix('Value error, ')}.", key) from None
 
 
 def build_connector(settings: ConnectorSettings, in_channels: int, in_positions: int, out_width: int) -> nn.Module:
