@@ -26,35 +26,9 @@ from sightbridge.errors import CheckpointError
 from sightbridge.models.build import build_model
 from sightbridge.models.language_model import build_with_own_head
 from sightbridge.text.turns import Turn
+from small_models import LLAMA, T5, TOKENIZERS, TOWER
 
-TOKENIZERS = Path(__file__).parents[1] / "golden" / "llava" / "tokenizers"
-TOWER = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 900,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-T5 = {
-    "model_type": "t5",
-    "vocab_size": 600,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "decoder_start_token_id": 0,
-}
+THREE_LAYERS = TOWER | {"num_hidden_layers": 3}
 FLAN_T5 = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 LANGUAGE_MODELS = {
     "llama": LLAMA,
@@ -75,7 +49,7 @@ def parents(tmp_path_factory):
     """Hugging Face folders: a tower and one language model of each kind, with weights of their own."""
     root = tmp_path_factory.mktemp("parents")
     torch.manual_seed(1)
-    CLIPVisionModel(config_of(TOWER)).save_pretrained(root / "tower")
+    CLIPVisionModel(config_of(THREE_LAYERS)).save_pretrained(root / "tower")
     for name, options in LANGUAGE_MODELS.items():
         config = config_of(options)
         if name in ("flan_t5", "mt5"):

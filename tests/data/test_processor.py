@@ -1,45 +1,17 @@
 """The processor: rows do not depend on their neighbours, and a batch says what its documentation says."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from sightbridge.batch import IGNORE_INDEX
-from sightbridge.config.model import ImageSettings, ModelSettings, PromptSettings
-from sightbridge.data.processor import Processor, prompt_record
+from sightbridge.config.model import ImageSettings
+from sightbridge.data.processor import prompt_record
 from sightbridge.data.record import Record
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import CheckpointError, DataError, ImageError, SettingsError
-from sightbridge.models.build import build_model
 from sightbridge.text.encode import NoTargetError
 from sightbridge.text.turns import Turn
-
-TOKENIZERS = Path(__file__).parents[1] / "golden" / "llava" / "tokenizers"
-IMAGE = ImageSettings(size=28, fit="pad")
-SLOTS = 4
-
-
-def make_processor(template="vicuna_v1", tokenizer="llama", image=IMAGE, encoder_decoder=False, seed=0, **prompt):
-    return Processor(
-        load_tokenizer(TOKENIZERS / tokenizer),
-        PromptSettings(template=template, **prompt),
-        image,
-        tokens_per_image=SLOTS,
-        encoder_decoder=encoder_decoder,
-        seed=seed,
-    )
-
-
-def picture(seed, width=20, height=30):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def record(name, *texts, images=0, where=""):
-    turns = tuple(Turn(role, text) for role, text in zip(["user", "assistant"] * 5, texts, strict=False))
-    return Record(name, tuple(picture(n) for n in range(images)), turns, where=where)
-
+from small_models import SLOTS, TOKENIZERS, make_processor, picture, record, small_model
 
 RECORDS = [
     record("one", "<image>\nWhat is it?", "A bus.", images=1),
@@ -50,41 +22,12 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def model():
-    lm = {
-        "model_type": "llama",
-        "vocab_size": 900,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    return build_model(settings_with(lm))
+    return small_model("llama")
 
 
 @pytest.fixture(scope="module")
 def t5_model():
-    lm = {"model_type": "t5", "vocab_size": 600, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-    return build_model(settings_with(lm | {"feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0}))
-
-
-def settings_with(language_model):
-    tower = {
-        "model_type": "clip_vision_model",
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    return ModelSettings.model_validate(
-        {
-            "vision_tower": {"config": tower, "class_token": "drop"},
-            "connector": {"kind": "linear"},
-            "language_model": {"config": language_model},
-            "prompt": {"template": "plain"},
-        }
-    )
+    return small_model("t5")
 
 
 def test_batch_is_what_its_documentation_says():

@@ -14,6 +14,7 @@ from training_models import OPTIM, PATCHES, SIZE, run_settings, tiny_model
 from sightbridge.config.model import ImageSettings, PromptSettings
 from sightbridge.data.bad_samples import BadSamples
 from sightbridge.data.dataset import RecordDataset, TrainingBatches
+from sightbridge.data.order import RecordOrder
 from sightbridge.data.processor import Processor
 from sightbridge.data.readers import READERS
 from sightbridge.data.scenes.write import ScenesSettings, write_scenes
@@ -40,7 +41,8 @@ def losses(language_model: str, folder: Path) -> list[float]:
         encoder_decoder=language_model == "t5",
     )
     dataset = RecordDataset(records, processor, training=True, replace_bad=True)
-    batches = TrainingBatches(dataset, 4, bad_samples=BadSamples(len(records), limit=0.0), seed=3)
+    order = RecordOrder([len(records)], seed=3)
+    batches = TrainingBatches(dataset, 4, order=order, bad_samples=BadSamples(len(records), limit=0.0))
     model = tiny_model("connector", "language_model", language_model=language_model, vocab_size=len(tokenizer))
     optim = OPTIM.model_copy(update={"eps": 1e-4})  # else rounding moves weights whose gradient is all but zero
     history = train(model, batches, run_settings(steps=10, accumulation=2), optim, folder / "run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sightbridge.config.base import Settings
 
@@ -16,6 +16,12 @@ class SourceSettings(Settings):
     path: str = Field(description="annotation file, relative to data.root; tars and tables: a pattern too")
     images: str | None = Field(default=None, description="folder of the pictures, relative to data.root")
     limit: int | None = Field(default=None, ge=1, description="read only the first so many records")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="with mixture=weights: how often to draw from it, relative to the other sources; null = its number "
+        "of records",
+    )
     clean: Literal["blip_caption", "blip_question"] | None = Field(
         default=None, description="LAVIS' clean-up of the answers (blip_caption) or of the questions (blip_question)"
     )
@@ -25,8 +31,21 @@ class DataSettings(Settings):
     """What is trained and validated on."""
 
     root: str = Field(default=".", description="folder that relative paths start from")
-    train: list[SourceSettings] = Field(default_factory=list, description="sources, concatenated in order")
-    validation: list[SourceSettings] = Field(default_factory=list, description="sources, as in train")
+    train: list[SourceSettings] = Field(default_factory=list, description="sources, joined as 'mixture' says")
+    validation: list[SourceSettings] = Field(default_factory=list, description="sources, read in order")
+    mixture: Literal["concatenate", "weights"] = Field(
+        default="concatenate",
+        description="concatenate: every record comes once per epoch; weights: every draw picks a source by its weight, "
+        "then that source's next record, and an epoch is as many draws as there are records",
+    )
+    group_by_length: bool = Field(
+        default=False, description="make batches of records of similar length, all with pictures or all without"
+    )
+    pack: bool = Field(
+        default=False,
+        description="join records to rows of up to model.prompt.max_length positions, unseen by one another; "
+        "training.batch_size counts such rows, except in validation, which does not pack",
+    )
     no_target: Literal["error", "skip"] = Field(
         default="error",
         description="a record without a single target token stops the run, or is skipped, counted and listed",
@@ -38,3 +57,11 @@ class DataSettings(Settings):
     keep_features: bool = Field(
         default=False, description="run the frozen vision tower once per picture and keep its output in memory"
     )
+
+    @model_validator(mode="after")
+    def _order_of_one_kind(self) -> DataSettings:
+        if self.pack and self.group_by_length:
+            raise ValueError("give 'pack' or 'group_by_length', not both: packed rows are all about as long")
+        if self.mixture != "weights" and any(source.weight is not None for source in self.train):
+            raise ValueError("a source's 'weight' counts only with mixture: weights")
+        return self

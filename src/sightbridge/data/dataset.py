@@ -1,12 +1,11 @@
-"""From records to a stream of batches: order, workers, and what happens to records that cannot be used."""
+"""From records to a stream of batches: workers, and what happens to records that cannot be used."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
-from typing import Literal, TypeVar
+from itertools import islice
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,14 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from sightbridge.batch import Batch
 from sightbridge.data.bad_samples import BadSample, BadSamples
 from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.order import Key, Keys, RecordOrder, chunked
 from sightbridge.data.processor import PaddingSide, Processor, Row
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SightbridgeError
 from sightbridge.text.encode import NoTargetError
-
-T = TypeVar("T")
-Key = tuple[int, int]
-"""Epoch, and index of a record."""
 
 
 @dataclass
@@ -34,11 +30,13 @@ class Fetched:
 
 
 class RecordDataset(Dataset[Fetched]):
-    """Records made into batches; indexed by a list of keys ``(epoch, index)``, one per row.
+    """Records made into batches; indexed by a list of the keys of each row.
 
     A record whose picture cannot be opened is left out; so is one with nothing to learn, if ``no_target`` is "skip".
     With ``replace_bad`` the next usable record of the data takes its place, so batches keep their size and every
     worker and process comes to the same choice. Any other mistake in the data comes back as the error.
+    ``pack`` joins the records that were planned for one row (see ``packing``); one that turns out too long for it (a
+    replacement, or an answer cut elsewhere than planned) comes as a row of its own.
     """
 
     def __init__(
@@ -51,6 +49,7 @@ class RecordDataset(Dataset[Fetched]):
         padding_side: PaddingSide = "right",
         no_target: Literal["error", "skip"] = "error",
         features: FeatureStore | None = None,
+        pack: Callable[[Sequence[Row]], list[Row]] | None = None,
     ) -> None:
         self.records = records
         self.processor = processor
@@ -59,18 +58,24 @@ class RecordDataset(Dataset[Fetched]):
         self.padding_side: PaddingSide = padding_side
         self.no_target = no_target
         self.features = features
+        self.pack = pack
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, keys: Sequence[Key]) -> Fetched:
+    def __getitem__(self, rows_keys: Sequence[Keys]) -> Fetched:
         fetched = Fetched()
         try:
-            rows = [row for key in keys if (row := self._prepare(key, fetched.bad)) is not None]
+            rows = [row for keys in rows_keys for row in self._rows(keys, fetched.bad)]
             fetched.batch = self.processor.collate(rows, self.padding_side) if rows else None
         except SightbridgeError as error:  # not raised in a worker, where torch would wrap it in a traceback
             fetched.error = error
         return fetched
+
+    def _rows(self, keys: Keys, bad: list[BadSample]) -> list[Row]:
+        """Make the records of one row ready, and pack them if rows are packed."""
+        rows = [row for key in keys if (row := self._prepare(key, bad)) is not None]
+        return rows if self.pack is None else self.pack(rows)
 
     def _prepare(self, key: Key, bad: list[BadSample]) -> Row | None:
         """Make the record of ``key`` ready, or the next usable one, adding those left out to ``bad``."""
@@ -91,16 +96,18 @@ class RecordDataset(Dataset[Fetched]):
 
 
 class TrainingBatches:
-    """Endless shuffled batches for training, this process's share of them.
+    """Endless batches for training, this process's share of them.
 
-    The records are shuffled anew every epoch, by ``seed`` and the epoch's number alone, and all epochs together are cut
-    into steps of ``batch_size`` records for each of ``processes``. So no batch is ever short, no record is dropped, a
-    batch may run over an epoch's end, and n processes with one batch each see the records of one with n batches.
+    The rows of ``order`` are cut into optimiser steps, a step into ``accumulation`` batches for all processes, and
+    such a batch into ``batch_size`` rows for each process. So no batch is ever short, no record is dropped, a step may
+    run over an epoch's end, and n processes see the records of one that accumulates n batches.
 
     Args:
         dataset: what to draw from, made with ``training=True, replace_bad=True``.
-        batch_size: records per batch and process.
+        batch_size: rows per batch and process: records, or packed rows.
+        order: of the dataset's records.
         bad_samples: told of every record left out; it stops the run when there are too many.
+        accumulation: batches per optimiser step and process.
         workers: processes that prepare batches; 0 = this one.
         process, processes: number of this process, and how many train together.
     """
@@ -110,47 +117,46 @@ class TrainingBatches:
         dataset: RecordDataset,
         batch_size: int,
         *,
+        order: RecordOrder,
         bad_samples: BadSamples,
-        seed: int = 0,
+        accumulation: int = 1,
         workers: int = 0,
         process: int = 0,
         processes: int = 1,
     ) -> None:
+        assert order.total == len(dataset), "the order is another dataset's"
         self.dataset = dataset
         self.batch_size = batch_size
+        self.order = order
         self.bad_samples = bad_samples
-        self.seed = seed
+        self.accumulation = accumulation
         self.workers = workers
         self.process = process
         self.processes = processes
 
-    def __len__(self) -> int:
-        """Batches per epoch and process, rounded up."""
-        return -(-len(self.dataset) // (self.batch_size * self.processes))
-
     @property
     def batches_per_epoch(self) -> float:
-        """Batches per epoch and process, on average: those of all epochs together are whole ones."""
-        return len(self.dataset) / (self.batch_size * self.processes)
+        """Batches per epoch and process, on average; packed, those of the first epoch, found without any picture."""
+        return self.order.rows_per_epoch / (self.batch_size * self.processes)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches that begin in epoch ``number``, but for the first ``skip``, whose pictures stay closed."""
-        loader = _load(self.dataset, list(islice(self._keys(number), skip, None)), self.workers)
-        for fetched in loader:
+        """Yield the batches whose step begins in epoch ``number``, without preparing the first ``skip`` of them."""
+        for fetched in _load(self.dataset, list(islice(self._rows(number), skip, None)), self.workers):
             self.bad_samples.add(fetched.bad)
             if fetched.error is not None:
                 raise fetched.error
             assert fetched.batch is not None, "bad records are replaced while training"
             yield fetched.batch
 
-    def _keys(self, number: int) -> Iterator[list[Key]]:
-        """This process's keys, batch by batch."""
-        total, step = len(self.dataset), self.batch_size * self.processes
-        first, end = (-(-epoch * total // step) for epoch in (number, number + 1))
-        keys = record_order(total, self.seed, start=first * step)
-        for _ in range(first, end):
-            everyone = list(islice(keys, step))
-            yield everyone[self.process * self.batch_size :][: self.batch_size]
+    @property
+    def _step_size(self) -> int:
+        return self.batch_size * self.processes * self.accumulation
+
+    def _rows(self, epoch: int) -> Iterator[list[Keys]]:
+        """This process's rows, batch by batch."""
+        for step in self.order.steps(epoch, self._step_size):
+            for everyone in chunked(step, self.batch_size * self.processes):
+                yield everyone[self.process * self.batch_size :][: self.batch_size]
 
 
 def evaluation_batches(
@@ -166,8 +172,8 @@ def evaluation_batches(
 
     Records that cannot be used are left out, not replaced, and told to ``bad_samples``.
     """
-    keys = [(0, index) for index in range(process, len(dataset), processes)]
-    for fetched in _load(dataset, list(chunks(keys, batch_size)), workers):
+    rows = [((0, index),) for index in range(process, len(dataset), processes)]
+    for fetched in _load(dataset, list(chunked(rows, batch_size)), workers):
         bad_samples.add(fetched.bad)
         if fetched.error is not None:
             raise fetched.error
@@ -175,28 +181,13 @@ def evaluation_batches(
             yield fetched.batch
 
 
-def record_order(total: int, seed: int, start: int = 0) -> Iterator[Key]:
-    """Yield the keys of ``total`` records epoch after epoch without end, shuffled in each, from place ``start`` on."""
-    for epoch in count(start // total):
-        order = list(range(total))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        skipped = start - epoch * total if epoch == start // total else 0
-        yield from ((epoch, index) for index in order[skipped:])
-
-
-def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Cut ``items`` into pieces of ``size``; the last one may be shorter."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
-
-
-def _load(dataset: RecordDataset, keys: Sequence[Sequence[Key]], workers: int) -> Iterator[Fetched]:
-    """Look up one list of keys after the other, in ``workers`` processes if there are any; the order stays."""
+def _load(dataset: RecordDataset, batches: Sequence[Sequence[Keys]], workers: int) -> Iterator[Fetched]:
+    """Look up one batch's keys after the other, in ``workers`` processes if there are any; the order stays."""
     return iter(
         DataLoader(
             dataset,
             batch_size=None,
-            sampler=keys,  # type: ignore[arg-type]
+            sampler=batches,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             generator=torch.Generator(),  # of the workers' seeds: the run's own random state is left alone

@@ -29,7 +29,8 @@ PaddingSide = Literal["left", "right"]
 class Row:
     """A record made ready: its text as ids, and its n pictures as ``pixels`` (n, 3, H, W) or ``features`` (n, S, C).
 
-    ``asked``: ids of what is asked about each picture, for a connector that reads it.
+    ``asked``: ids of what is asked about each picture, for a connector that reads it. ``segments`` and
+    ``decoder_segments``: of a packed row, the number of the record that each position belongs to (see ``packing``).
     """
 
     id: str
@@ -37,6 +38,8 @@ class Row:
     pixels: Tensor | None = None
     features: Tensor | None = None
     asked: tuple[list[int], ...] = ()
+    segments: list[int] | None = None
+    decoder_segments: list[int] | None = None
 
 
 class Processor:
@@ -196,6 +199,9 @@ class Processor:
         pixels = [row.pixels for row in rows if row.pixels is not None]
         features = [row.features for row in rows if row.features is not None]
         assert not (pixels and features), "the rows of a batch bring pixels or features, not both"
+        segments = [row.segments for row in rows if row.segments is not None]
+        assert len(segments) in (0, len(rows)), "either all rows of a batch are packed or none"
+        decoder_segments = [row.decoder_segments for row in rows if row.decoder_segments is not None]
         connector_ids, connector_mask = self._collate_asked([ids for row in rows for ids in row.asked])
         return Batch(
             input_ids=pad([row.input_ids for row in encoded], pad_id, padding_side),
@@ -206,6 +212,8 @@ class Processor:
             image_features=torch.cat(features) if features else None,
             connector_ids=connector_ids,
             connector_mask=connector_mask,
+            segments=pad(segments, 0, padding_side) if segments else None,
+            decoder_segments=pad(decoder_segments, 0, "right") if decoder_segments else None,
             labels=labels,
             n_target_tokens=sum(row.n_target_tokens for row in encoded),
             ids=tuple(row.id for row in rows),

@@ -64,6 +64,7 @@ def generate(
     Raises:
         DataError: a row's slots and pictures disagree.
     """
+    assert batch.segments is None, "records in one row cannot each be continued: make the prompts without packing"
     assert tokenizer is not None or not settings.stop, "stop texts are found by reading: give a tokenizer"
     language_model = model.language_model
     batch = batch.to(language_model.model.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.config.data import DataSettings
@@ -13,6 +15,7 @@ from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.recipe import Recipe
 from sightbridge.data.bad_samples import BadSample, BadSamples, check_images
 from sightbridge.data.feature_store import check_same_view
+from sightbridge.data.order import RecordOrder, RowLength
 from sightbridge.data.processor import Processor
 from sightbridge.data.readers import get_reader, read_sources
 from sightbridge.data.record import Record
@@ -23,6 +26,7 @@ from sightbridge.models.build import resolve_source
 from sightbridge.models.connectors import check_connector
 from sightbridge.models.outline import outline
 from sightbridge.text.encode import NoTargetError
+from sightbridge.training.order import check_order, make_order, row_length
 
 Which = Literal["train", "validation"]
 Watch = Callable[[Sequence[Record], str], Iterable[Record]]
@@ -31,12 +35,25 @@ Watch = Callable[[Sequence[Record], str], Iterable[Record]]
 
 @dataclass(frozen=True)
 class Checked:
-    """A run that may start: its processor, its usable records, and the ones left out (already within the limit)."""
+    """A run that may start: its processor, its usable records, and the ones left out (already within the limit).
+
+    ``order`` is the one that the training records come in.
+    """
 
     processor: Processor
     train: Sequence[Record]
     validation: Sequence[Record]
     left_out: Mapping[Which, Sequence[BadSample]]
+    order: RecordOrder
+
+
+class Usable(NamedTuple):
+    """The usable records of all sources, the lengths of their rows, how many each source has, and those left out."""
+
+    records: Sequence[Record]
+    lengths: list[RowLength]
+    sizes: list[int]
+    left_out: list[BadSample]
 
 
 def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records) -> Checked:
@@ -55,14 +72,16 @@ def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records
     with loaded.locating():
         check_settings(recipe)
         processor = make_processor(recipe)
-    train, train_left_out = _usable(recipe.data, "train", processor, watch)
-    validation, validation_left_out = _usable(recipe.data, "validation", processor, watch)
-    if not train:
+    train = _usable(recipe.data, "train", processor, watch)
+    validation = _usable(recipe.data, "validation", processor, watch)
+    if not train.records:
         raise DataError(
-            f"there is nothing to train on: none of the {len(train_left_out)} training records can be used; the last "
-            f"reason: {train_left_out[-1].reason}"
+            f"there is nothing to train on: none of the {len(train.left_out)} training records can be used; the last "
+            f"reason: {train.left_out[-1].reason}"
         )
-    return Checked(processor, train, validation, {"train": train_left_out, "validation": validation_left_out})
+    left_out: dict[Which, list[BadSample]] = {"train": train.left_out, "validation": validation.left_out}
+    order = make_order(recipe, train.sizes, train.lengths)
+    return Checked(processor, train.records, validation.records, left_out, order)
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -78,6 +97,7 @@ def check_settings(recipe: Recipe) -> None:
         )
     if not recipe.data.train:
         raise SettingsError("there is nothing to train on: give at least one source", key="data.train")
+    check_order(recipe)
     if recipe.data.keep_features:
         check_same_view(recipe.model.image)
         if recipe.training.parts.vision_tower.train != "frozen":
@@ -119,24 +139,28 @@ def make_processor(recipe: Recipe) -> Processor:
 
 def _usable(
     data: DataSettings, which: Which, processor: Processor, watch: Watch
-) -> tuple[Sequence[Record], list[BadSample]]:
-    """Read the records of ``which`` and part those without pictures or targets from the others."""
+) -> Usable:
+    """Read and measure the records of ``which``, and part those without pictures or targets from the others."""
     records = read_sources(data, which)
+    lengths: list[RowLength] = []
     left_out = check_images(records)
     BadSamples(len(records), data.bad_limit).add(left_out)
     for record in watch(records, f"checking {which} records"):
         try:
-            processor.encode(record, training=True)
+            length = row_length(processor.encode(record, training=True), processor.encoder_decoder)
         except NoTargetError as error:
             if data.no_target == "error":
                 message = f"{str(error).rstrip('.')}. To leave such records out, set data.no_target=skip."
                 raise NoTargetError(message) from error
             left_out.append(BadSample(record.id, record.where, str(error), counts=False))
-    places = {(bad.id, bad.where) for bad in left_out}
-    if not places:
-        return records, left_out
-    usable = [index for index, record in enumerate(records) if (record.id, record.where) not in places]
-    return select(records, usable), left_out
+            length = RowLength(0, 0, 0)
+        lengths.append(length)
+    usable: Sequence[int] = range(len(records))
+    if places := {(bad.id, bad.where) for bad in left_out}:
+        usable = [index for index, record in enumerate(records) if (record.id, record.where) not in places]
+    ends = [bisect_left(usable, end) for end in (0, *records.ends)]
+    sizes = [end - start for start, end in pairwise(ends)]
+    return Usable(select(records, usable), [lengths[index] for index in usable], sizes, left_out)
 
 
 @contextmanager

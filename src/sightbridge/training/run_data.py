@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,8 +15,11 @@ from sightbridge.config.recipe import Recipe
 from sightbridge.data.bad_samples import BadSample, BadSamples
 from sightbridge.data.dataset import RecordDataset, TrainingBatches, evaluation_batches
 from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.packing import pack_rows
+from sightbridge.data.processor import Row
 from sightbridge.data.record import Record
 from sightbridge.models.vlm import VisionLanguageModel
+from sightbridge.training.order import row_room
 from sightbridge.training.preflight import Checked, Watch
 
 
@@ -43,12 +47,13 @@ class RunData:
         self.bad_validation = self._bad_samples(checked.validation, checked.left_out["validation"])
 
     def training_batches(self) -> TrainingBatches:
-        """Endless shuffled batches."""
+        """Endless batches in the order that was planned."""
         return TrainingBatches(
             self._dataset(self.checked.train, training=True),
             self.recipe.training.batch_size,
+            order=self.checked.order,
             bad_samples=self.bad_training,
-            seed=self.recipe.training.seed,
+            accumulation=self.recipe.training.accumulation,
             workers=self.recipe.data.workers,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
@@ -88,7 +93,15 @@ class RunData:
             replace_bad=training,
             no_target=self.recipe.data.no_target,
             features=self.features,
+            pack=self._packing() if training else None,
         )
+
+    def _packing(self) -> Callable[[Sequence[Row]], list[Row]] | None:
+        """Joins the records of a row, if rows are packed."""
+        room = row_room(self.recipe)
+        if room is None:
+            return None
+        return partial(pack_rows, room=room, encoder_decoder=self.checked.processor.encoder_decoder)
 
     def _bad_samples(self, usable: Sequence[Record], left_out: Sequence[BadSample]) -> BadSamples:
         """A list that begins with what the checks left out."""

@@ -1,0 +1,74 @@
+"""The order of a run's training records, as its settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sightbridge.config.recipe import Recipe, RunRecipe
+from sightbridge.data.order import RecordOrder, RowLength, RowRoom
+from sightbridge.errors import DataError, SettingsError
+from sightbridge.models.build import find_config
+from sightbridge.models.segments import check_packing
+from sightbridge.text.encode import Encoded
+
+
+def check_order(recipe: RunRecipe) -> None:
+    """Check, before any data is read, that rows can be packed if they are to be; raises ``SettingsError``."""
+    if not recipe.data.pack:
+        return
+    if not isinstance(recipe, Recipe):
+        raise SettingsError("only the records of a language model can be packed. Set data.pack=false.", key="data.pack")
+    if recipe.model.prompt.max_length is None:
+        raise SettingsError(
+            "packing needs to know how many positions a row has room for. Set model.prompt.max_length.", key="data.pack"
+        )
+    check_packing(find_config(recipe.model.language_model, "language_model"), recipe.model.prompt.max_length)
+
+
+def make_order(recipe: RunRecipe, sizes: Sequence[int], lengths: Sequence[RowLength]) -> RecordOrder:
+    """Plan the order of the usable training records.
+
+    Args:
+        recipe: of the run.
+        sizes: usable records of each source.
+        lengths: of every usable record's row.
+
+    Raises:
+        DataError: a source is to be drawn from by weight, but has no usable record.
+    """
+    data = recipe.data
+    weights = None
+    if data.mixture == "weights":
+        weights = [source.weight or size for source, size in zip(data.train, sizes, strict=True)]
+        for source, size in zip(data.train, sizes, strict=True):
+            if size == 0:
+                raise DataError(f"{source.path}: none of its records can be used, so none can be drawn from it")
+    return RecordOrder(
+        sizes,
+        recipe.training.seed,
+        weights=weights,
+        lengths=lengths,
+        group_by_length=data.group_by_length,
+        pack_to=row_room(recipe),
+    )
+
+
+def row_room(recipe: RunRecipe) -> RowRoom | None:
+    """Positions that records share in a packed row; ``None`` if they are not packed."""
+    if not recipe.data.pack:
+        return None
+    assert isinstance(recipe, Recipe) and recipe.model.prompt.max_length is not None, "check_order sees to it"
+    prompt = recipe.model.prompt
+    return RowRoom(recipe.model.prompt.max_length, prompt.decoder_max_length or recipe.model.prompt.max_length)
+
+
+def row_length(encoded: Encoded | Sequence[int], encoder_decoder: bool) -> RowLength:
+    """Measure what a processor's ``encode`` returns: a row, or the ids of the caption of one picture."""
+    if not isinstance(encoded, Encoded):
+        return RowLength(len(encoded), 0, images=1)
+    return RowLength(len(encoded.input_ids), len(encoded.labels) if encoder_decoder else 0, encoded.images)
+
+
+def expected_shares(recipe: RunRecipe, order: RecordOrder) -> list[tuple[str, float]]:
+    """Name of each training source, and the share of the draws it is expected to get."""
+    return [(source.path, share) for source, share in zip(recipe.data.train, order.shares, strict=True)]
