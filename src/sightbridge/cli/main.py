@@ -15,15 +15,17 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from sightbridge.cli import ask, data, inspect, predict, quickstart, recipes, train, version
+from sightbridge.cli import ask, cache, data, features, inspect, predict, quickstart, recipes, train, version
 from sightbridge.cli.console import print_error, use_utf8
 from sightbridge.errors import SightbridgeError
 
 VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "quickstart": quickstart.quickstart,
     "train": train.train,
+    "cache": cache.app,
     "ask": ask.ask,
     "predict": predict.predict,
+    "features": features.features,
     "data": data.app,
     "inspect": inspect.app,
     "recipes": recipes.recipes,
