@@ -34,6 +34,7 @@ from sightbridge.data.scenes.language import (
     statement,
 )
 from sightbridge.data.scenes.world import POSITIONS, Scene, sample_scene
+from sightbridge.parents.drawn import DrawnBatches
 from sightbridge.text.encode import encode
 from sightbridge.text.render import render
 from sightbridge.text.turns import IMAGE_MARKER, Turn
@@ -84,7 +85,7 @@ DRILL_TYPES = ("count", "count", "count", "existence", "existence", "colour", "p
 
 
 @dataclass
-class SceneTexts:
+class SceneTexts(DrawnBatches[Batch]):
     """Endless conversations about scenes told in words; a fresh batch each time, fixed by the seed."""
 
     recipe: ParentRecipe
@@ -92,15 +93,10 @@ class SceneTexts:
     lessons: Lessons = "all"
     batches_per_epoch: int = 1000
 
-    def __len__(self) -> int:
-        return self.batches_per_epoch
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
-        for index in range(self.batches_per_epoch):
-            step = number * self.batches_per_epoch + index
-            part = "drill/" if self.lessons == "drill" else ""
-            yield self.batch(random.Random(f"{self.recipe.training.seed}/{part}{step}"), self._lesson(step))
+    def draw(self, number: int) -> Batch:
+        """Make up batch ``number``."""
+        part = "drill/" if self.lessons == "drill" else ""
+        return self.batch(random.Random(f"{self.recipe.training.seed}/{part}{number}"), self._lesson(number))
 
     def _lesson(self, step: int) -> float:
         """How far the first lessons have come at a step: 0 to 1, 1 = they are over."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from sightbridge.images.transforms import ImageTransform
 from sightbridge.models.build import build_vision_tower
 from sightbridge.models.losses import Loss
 from sightbridge.models.vision_tower import VisionTower
+from sightbridge.parents.drawn import DrawnBatches
 from sightbridge.parents.folder import write_parent
 from sightbridge.training.loop import train
 
@@ -77,7 +77,7 @@ class CellClassifier(nn.Module):
         return {name: head(features) for name, head in self.connector.items()}
 
     def forward(self, batch: LabelledPictures) -> dict[str, Loss]:
-        """``cells``: the summed loss of the three heads (per picture: the mean over its cells) and the number of pictures."""
+        """``cells``: summed loss of the three heads (per picture: the mean over its cells), and the number of pictures."""
         logits = {name: values.flatten(0, 1) for name, values in self.classify(batch.pixel_values).items()}
         weights = torch.ones(len(KINDS) + 1, device=batch.kinds.device)
         weights[0] = EMPTY_WEIGHT
@@ -92,21 +92,16 @@ class CellClassifier(nn.Module):
 
 
 @dataclass
-class SceneCells:
+class SceneCells(DrawnBatches[LabelledPictures]):
     """Endless labelled pictures of shapes and of digits, fixed by the seed."""
 
     recipe: ParentRecipe
     transform: ImageTransform
     batches_per_epoch: int = 1000
 
-    def __len__(self) -> int:
-        return self.batches_per_epoch
-
-    def epoch(self, number: int) -> Iterator[LabelledPictures]:
-        """The batches of an epoch."""
-        for index in range(self.batches_per_epoch):
-            step = number * self.batches_per_epoch + index
-            yield self.batch(random.Random(f"{self.recipe.training.seed}/{step}"), self.recipe.training.batch_size)
+    def draw(self, number: int) -> LabelledPictures:
+        """Draw and label batch ``number``."""
+        return self.batch(random.Random(f"{self.recipe.training.seed}/{number}"), self.recipe.training.batch_size)
 
     def batch(self, rng: random.Random, size: int, held_out: bool = False) -> LabelledPictures:
         """Draw and label ``size`` pictures."""
