@@ -95,7 +95,7 @@ def test_other_models_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="is a 'llama'"):
         load_bert(fresh(), str(tmp_path / "llama"))
     BertModel(CONFIG).save_pretrained(tmp_path / "headless")
-    with pytest.raises(CheckpointError, match="lacks .* masked-language-model head"):
+    with pytest.raises(CheckpointError, match=r"lacks .* masked-language-model head"):
         load_bert(fresh(), str(tmp_path / "headless"))
     with pytest.raises(CheckpointError, match="no folder here"):
         load_bert(fresh(), str(tmp_path / "nowhere"))

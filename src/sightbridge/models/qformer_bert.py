@@ -57,16 +57,14 @@ def load_bert(qformer: QFormerForPretraining, source: str) -> BertStart:
         SettingsError: it is no BERT, or the sizes differ.
         CheckpointError: it was not found, or has no masked-language-model head.
     """
-    source = resolve_source(source)
-    with telling_what_is_missing(source, "qformer"):
-        config = AutoConfig.from_pretrained(source)
-    check_sizes(qformer, config, source)
+    source = check_bert(qformer, source)
     with telling_what_is_missing(source, "qformer"), quiet_transformers():
         bert, report = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
         raise CheckpointError(
-            f"'{source}' lacks {len(report['missing_keys'])} weights of a BERT with its masked-language-model head, such "
-            f"as '{sorted(report['missing_keys'])[0]}'. Give a checkpoint of BertForMaskedLM, such as bert-base-uncased."
+            f"'{source}' lacks {len(missing)} weights of a BERT with its masked-language-model head, such as "
+            f"'{missing[0]}'. Give a checkpoint of BertForMaskedLM, such as bert-base-uncased."
         )
     theirs = dict(bert.named_parameters())
     ours = dict(qformer.named_parameters())
@@ -84,6 +82,15 @@ def load_bert(qformer: QFormerForPretraining, source: str) -> BertStart:
         fresh=[name for name in ours if name not in taken and name not in copied],
         unused=[name for name in theirs if names[name] not in ours],
     )
+
+
+def check_bert(qformer: QFormerForPretraining, source: str) -> str:
+    """Return where the BERT lies, after a look at its configuration alone; errors as ``load_bert``."""
+    source = resolve_source(source)
+    with telling_what_is_missing(source, "qformer"):
+        config = AutoConfig.from_pretrained(source)
+    check_sizes(qformer, config, source)
+    return source
 
 
 def check_sizes(qformer: QFormerForPretraining, config: Any, source: str) -> None:

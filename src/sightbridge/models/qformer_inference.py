@@ -40,8 +40,8 @@ def extract_features(
     """Features under LAVIS' names (Q queries, D wide, P the width of comparison).
 
     - ``image``: ``image_embeds`` (N, Q, D) and ``image_embeds_proj`` (N, Q, P) of length one.
-    - ``text``: ``text_embeds`` (B, L, D) and ``text_embeds_proj`` (B, L, P) of length one; the first position stands for
-      the sentence, those of padding mean nothing.
+    - ``text``: ``text_embeds`` (B, L, D) and ``text_embeds_proj`` (B, L, P) of length one; the first position stands
+      for the sentence, those of padding mean nothing.
     - ``multimodal``: ``multimodal_embeds`` (B, Q, D), what the queries read of row b's picture and text together.
 
     The similarity of picture and text is the largest over q of ``image_embeds_proj[q] . text_embeds_proj[0]``.

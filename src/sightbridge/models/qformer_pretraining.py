@@ -20,10 +20,11 @@ from sightbridge.batch import IGNORE_INDEX, QFormerBatch
 from sightbridge.models.connectors.qformer import QFormerOptions, qformer_config
 from sightbridge.models.gather import fetch_rows, gather_numbers, gather_rows, process
 from sightbridge.models.losses import Loss, target_loss
+from sightbridge.models.parts import eval_frozen, trains
 from sightbridge.models.qformer import KeysValues, QFormerModel, causal_mask, key_mask
 from sightbridge.models.qformer_losses import best_query, contrastive_loss, draw_negatives, match_loss
 from sightbridge.models.vision_tower import VisionTower
-from sightbridge.models.vlm import trains
+from sightbridge.models.vlm import FrozenPrefix, trains
 
 
 class QFormerPretrainingOptions(QFormerOptions):
@@ -193,7 +194,7 @@ class QFormerForPretraining(nn.Module):
         chosen = torch.cat([batch.image_index, false_picture, batch.image_index])
         if self.options.share_cross_attention:
             look = pictures.look
-            if len(features):  # pictures that came from other processes
+            if len(everyone.rows) > 1:  # also without a row, or its sender would wait for the gradient of none
                 look = [a and b and join(a, b) for a, b in zip(look, self.look(features), strict=True)]
             look = [part and part.pick(chosen) for part in look]
         else:
@@ -287,15 +288,19 @@ class QFormerPretraining(nn.Module):
         """Return the summed losses ``itc``, ``itm`` and ``itg`` and their counts."""
         return self.qformer(self.encode_images(batch), batch)
 
-    def frozen_prefix(self) -> str | None:
+    def frozen_prefix(self) -> FrozenPrefix | None:
         """Say what stands before the first trained parameter: the tower, or nothing."""
         return None if trains(self.vision_tower) else "tower"
 
+    def run_prefix(self, pixel_values: Tensor, prefix: FrozenPrefix) -> Tensor:
+        """Features (N, S, C) of pictures (N, 3, H, W), as ``VisionLanguageModel.run_prefix``."""
+        assert prefix == "tower", "in front of the Q-Former there is nothing else"
+        return self.vision_tower(pixel_values)
+
     def train(self, mode: bool = True) -> QFormerPretraining:
-        """Switch to training, but leave a frozen tower in evaluation mode."""
+        """Switch to training, but leave what is frozen in evaluation mode (no dropout)."""
         super().train(mode)
-        if not trains(self.vision_tower):
-            self.vision_tower.eval()
+        eval_frozen(self, ("vision_tower", "qformer"))
         return self
 
 
