@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Batch:
     - ``images_per_row`` (B,) int64, pictures of each row; sums to N.
     - ``pixel_values`` (N, 3, H, W) float, normalised, **or** ``image_features`` (N, S, C), the output of a frozen
       vision tower computed beforehand (S positions, C channels). Both ``None`` when the batch has no picture.
+    - ``features_from``: what of the model the features have behind them: the tower, or with ``connector.read`` also all
+      of the connector but its last linear layer, and then they are (N, T, hidden size of the Q-Former).
     - ``connector_ids``, ``connector_mask`` (N, Lq) int64: what is asked about each picture, in the ids of the tokenizer
       of a connector that reads it too; the mask is 0 on padding. ``None`` for every other connector.
     - ``labels``: decoder-only (B, L), aligned with ``input_ids`` (not shifted); encoder-decoder (B, Ld), the decoder's
@@ -48,6 +51,7 @@ class Batch:
     segments: Tensor | None = None
     decoder_segments: Tensor | None = None
     n_target_tokens: int = 0
+    features_from: Literal["tower", "connector.read"] = "tower"
     ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.checkpoints.folder import load_model, load_processor, save_model
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.config.model import ConnectorSettings, ModelSettings
-from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.feature_store import keep_in_memory
 from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
 from sightbridge.data.tokenizer import load_tokenizer
@@ -123,7 +123,7 @@ def test_a_row_does_not_depend_on_its_neighbours(model: VisionLanguageModel, pro
 
 
 def test_kept_features_are_the_towers_alone(model: VisionLanguageModel, processor: Processor) -> None:
-    store = FeatureStore(records(), SETTINGS.image, model.encode_images)
+    store = keep_in_memory(records(), SETTINGS.image, model.encode_images)
     kept = processor.collate([processor.prepare(row, features=store) for row in records()])
     with torch.no_grad():
         difference = (model.logits(kept) - logits(model, processor, *records())).abs().max()

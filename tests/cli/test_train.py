@@ -60,7 +60,7 @@ def test_validation_loss_is_the_mean_over_all_target_tokens(workplace: Workplace
 def test_kept_features_and_a_second_run_change_nothing(
     workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*workplace.overrides, "data.keep_features=true"]
+    options = [*workplace.overrides, "data.cache=memory", "data.cache_dtype=float32"]
     assert run_command("train", "tiny/random", *options, "--out", tmp_path / "run") == 0
     assert run_command("train", "tiny/random", *workplace.overrides, "--out", tmp_path / "run") == 1
     assert "holds a run already" in capsys.readouterr().err
@@ -150,10 +150,9 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "data.train.0.path=markers.json": ("", ["markers.json, row 1", "'image' is 1", "'conversations' is 2"]),
     "data.train.0.path=no_target.json": ("", ["no_target.json, row 1", "nothing to learn", "data.no_target=skip"]),
     "model.prompt.max_length=3": ("", ["train.json, row 1", "do not fit into max_length 3"]),
-    "training.parts.vision_tower.train=full data.keep_features=true": (
-        "override 2: ",
-        ["cannot be kept"],
-    ),
+    "training.parts.vision_tower.train=full data.cache=memory": ("override 2: ", ["the vision tower trains"]),
+    "model.image.augment=crop data.cache=memory": ("override 2: ", ["data.cache_views=4"]),
+    "data.cache=nowhere": ("nowhere: no such feature cache. ", ["sightbridge cache tiny/random"]),
     "training.parts.connector.train=frozen": ("", ["every part is frozen"]),
 }
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sightbridge.config.model import ImageSettings, PromptSettings
 from sightbridge.data.bad_samples import BadSample, BadSamples, check_images
 from sightbridge.data.dataset import RecordDataset, TrainingBatches, evaluation_batches
-from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.feature_store import Views, keep_in_memory
 from sightbridge.data.order import RecordOrder
 from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
@@ -211,7 +211,7 @@ def test_kept_features_equal_the_tower_and_run_it_once_per_picture(processor, tm
     data = [*records(5), record("5", tmp_path / "red.png"), record("6", tmp_path / "red.png"), record("7")]
     data[7] = Record("7", data[0].images, data[0].turns)
     tower = CountingTower()
-    store = FeatureStore(data, IMAGE, tower, batch_size=4)
+    store = keep_in_memory(data, IMAGE, tower, batch_size=4)
     assert tower.pictures == len(store) == 6
     assert store.nbytes == 6 * 64 * 3 * 4
     plain, kept = (next(training(processor, data, 8, features=features).epoch(0)) for features in (None, store))
@@ -222,12 +222,12 @@ def test_kept_features_equal_the_tower_and_run_it_once_per_picture(processor, tm
 
 def test_kept_features_refuse_augmentation_and_remember_bad_pictures(processor):
     with pytest.raises(SettingsError, match=r"image\.augment is 'crop_flip'"):
-        FeatureStore(records(1), AUGMENTED, CountingTower())
+        Views(AUGMENTED)
     data = records(4)
     data[1] = record("1", "nowhere.png")
-    store = FeatureStore(data, IMAGE, CountingTower())
+    store = keep_in_memory(data, IMAGE, CountingTower())
     with pytest.raises(ImageError, match=r"nowhere\.png: no such picture"):
-        store["nowhere.png"]
+        store[store.views.seen("nowhere.png")]
     batches = training(processor, data, features=store)
     assert Counter(next(batches.epoch(0)).ids) == Counter({"0": 1, "2": 2, "3": 1})
     assert [sample.id for sample in batches.bad_samples.samples] == ["1"]

@@ -304,7 +304,7 @@ def test_mistakes_are_named(vip: tuple[VisionLanguageModel, Processor]) -> None:
         answer(model, processor, picture(0), "<image> and <image>?")
     with pytest.raises(DataError, match="record 'bad'"):
         answer_batch(model, processor, [RECORDS[0], record("bad", [0], "<image><image>")])
-    with pytest.raises(ImageError, match=r"rows\.json, row 7: .*nowhere\.png"):
+    with pytest.raises(ImageError, match=r"rows\.json, row 7, picture 1: .*nowhere\.png"):
         lost = replace(RECORDS[0], images=("nowhere.png",), where="rows.json, row 7")
         answer_batch(model, processor, [lost], SHORT)
     with pytest.raises(SettingsError, match="beam search cannot be streamed"):

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from sightbridge.config.base import Settings
 
+CacheDtype = Literal["float32", "bfloat16", "float16", "fp8"]
+
 
 class SourceSettings(Settings):
     """One annotation file and the folder its pictures are in."""
@@ -54,8 +56,17 @@ class DataSettings(Settings):
         default=0.01, ge=0, le=1, description="largest share of records that may be unusable before the run stops"
     )
     workers: int = Field(default=0, ge=0, description="processes that open pictures; 0 = in the training process")
-    keep_features: bool = Field(
-        default=False, description="run the frozen vision tower once per picture and keep its output in memory"
+    cache: str | None = Field(
+        default=None,
+        description="where the output of what is frozen in front of the first trained weight is kept, so that it runs "
+        "once per picture: a folder made by 'sightbridge cache', relative to the working directory, or 'memory'; null = "
+        "run it in every step",
+    )
+    cache_views: int | None = Field(
+        default=None, ge=1, description="augmented views stored per picture and record; epoch e sees view e modulo this"
+    )
+    cache_dtype: CacheDtype = Field(
+        default="bfloat16", description="type the features are stored in; fp8 = e4m3 with a scale per token"
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from sightbridge.config.base import Settings
 from sightbridge.config.model import ImageSettings, VisionTowerSettings
-from sightbridge.config.recipe import RunRecipe
+from sightbridge.config.recipe import Recipe, RunRecipe
 from sightbridge.config.training import PartTraining, TrainingSettings
 
 
@@ -58,7 +58,7 @@ class QFormerPartsSettings(Settings):
 class QFormerTrainingSettings(TrainingSettings):
     """The run itself."""
 
-    parts: QFormerPartsSettings = QFormerPartsSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    parts: QFormerPartsSettings = QFormerPartsSettings()
 
 
 class QFormerRecipe(RunRecipe):
@@ -66,3 +66,7 @@ class QFormerRecipe(RunRecipe):
 
     model: QFormerModelSettings
     training: QFormerTrainingSettings
+
+
+ModelRecipe = Recipe | QFormerRecipe
+"""A recipe that trains one model."""

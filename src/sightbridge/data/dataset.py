@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -68,6 +68,8 @@ class RecordDataset(Dataset[Fetched]):
         try:
             rows = [row for keys in rows_keys for row in self._rows(keys, fetched.bad)]
             fetched.batch = self.processor.collate(rows, self.padding_side) if rows else None
+            if isinstance(fetched.batch, Batch) and self.features is not None:
+                fetched.batch = replace(fetched.batch, features_from=self.features.prefix)
         except SightbridgeError as error:  # not raised in a worker, where torch would wrap it in a traceback
             fetched.error = error
         return fetched

@@ -131,7 +131,8 @@ class Processor:
             return Row(record.id, encoded)
         asked = tuple(self.connector_text.ids(record.turns)[: len(images)]) if self.connector_text else ()
         if features is not None:
-            return Row(record.id, encoded, features=torch.stack([features[source] for source in images]), asked=asked)
+            stored = [self._look_up(features, source, record, i, training, epoch) for i, source in enumerate(images)]
+            return Row(record.id, encoded, features=torch.stack(stored), asked=asked)
         pixels = [self._open(source, record, i, training, epoch) for i, source in enumerate(images)]
         return Row(record.id, encoded, pixels=torch.stack(pixels), asked=asked)
 
@@ -179,6 +180,16 @@ class Processor:
             if training:
                 return self.train_transform(image, epoch=epoch, record_id=record.id, position=position)
             return self.transform(image)
+        except ImageError as error:
+            raise ImageError(f"{record.where or record.id}, picture {position + 1}: {error}") from error
+
+    def _look_up(
+        self, features: FeatureStore, source: ImageSource, record: Record, position: int, training: bool, epoch: int
+    ) -> Tensor:
+        """Find what ``_open`` would have opened, already encoded."""
+        view = features.views.seen(source, training=training, epoch=epoch, record_id=record.id, position=position)
+        try:
+            return features[view]
         except ImageError as error:
             raise ImageError(f"{record.where or record.id}, picture {position + 1}: {error}") from error
 

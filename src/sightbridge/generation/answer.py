@@ -15,10 +15,10 @@ from sightbridge.batch import Batch
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.config.problems import validate
 from sightbridge.config.yaml_tree import Given
-from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.feature_store import FeatureStore, keep_in_memory
 from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
-from sightbridge.errors import ImageError, SettingsError
+from sightbridge.errors import SettingsError
 from sightbridge.generation.generate import GREEDY, generate, in_evaluation_mode
 from sightbridge.images.load import ImageSource
 from sightbridge.models.vlm import VisionLanguageModel
@@ -88,13 +88,12 @@ def answer_batch(
         DataError, ImageError: naming the first record that cannot be used.
     """
     _check_one_answer(settings)
-    image_settings = processor.image_settings.model_copy(update={"augment": "none"})
     texts: dict[int, str] = {}
     for start in range(0, len(records), WINDOW * batch_size):
         window = range(start, min(start + WINDOW * batch_size, len(records)))
         lengths = {i: len(processor.encode(records[i], for_generation=True).input_ids) for i in window}
-        features = FeatureStore(
-            (records[i] for i in window), image_settings, lambda pixels: _encode_images(model, pixels), batch_size
+        features = keep_in_memory(
+            (records[i] for i in window), processor.image_settings, lambda p: _encode_images(model, p), batch_size
         )
         in_order = sorted(window, key=lambda i: lengths[i])
         for first in range(0, len(in_order), batch_size):
@@ -219,12 +218,7 @@ def _stop_ids(stops: Sequence[str], tokenizer: Any) -> list[int]:
 
 def _collate(processor: Processor, records: Sequence[Record], features: FeatureStore) -> Batch:
     """Make a batch to generate from, its pictures looked up in ``features``."""
-    rows = []
-    for record in records:
-        try:
-            rows.append(processor.prepare(record, for_generation=True, features=features))
-        except ImageError as error:
-            raise ImageError(f"{record.where or record.id}: {error}") from error
+    rows = [processor.prepare(record, for_generation=True, features=features) for record in records]
     return processor.collate(rows, "right" if processor.encoder_decoder else "left")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from sightbridge.models.parts import eval_frozen, trains
 from sightbridge.models.splice import check_slots, splice
 from sightbridge.models.vision_tower import VisionTower
 
+FrozenPrefix = Literal["tower", "connector.read"]
 PARTS = ("vision_tower", "connector", "language_model")
 
 
@@ -20,6 +23,8 @@ class VisionLanguageModel(nn.Module):
 
     Attributes:
         tokens_per_image: T, image slots one picture fills.
+        lockstep: whether a batch without pictures must run all that one with pictures does, also in evaluations: other
+            processes may hold a slice of every weight.
     """
 
     def __init__(self, vision_tower: VisionTower, connector: nn.Module, language_model: LanguageModel) -> None:
@@ -28,19 +33,52 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.language_model = language_model
         self.tokens_per_image: int = connector.tokens_per_image  # type: ignore[assignment]
+        self.lockstep = False
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Turn normalised pictures (N, 3, H, W) into features (N, S, C). A frozen tower leaves no graph behind."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision_tower)):
             return self.vision_tower(pixel_values)
 
-    def connect(self, features: Tensor, text_ids: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def frozen_prefix(self) -> FrozenPrefix | None:
+        """What comes before the first trained weight, so that its output can be computed once for all steps.
+
+        ``"tower"``: the vision tower; ``"connector.read"``: also all of the connector but its ``output``, where the
+        connector can be left there and what it reads depends on the picture alone. ``None``: the tower trains.
+        """
+        if trains(self.vision_tower):
+            return None
+        if not can_read(self.connector):
+            return "tower"
+        trained = [name for name, parameter in self.connector.named_parameters() if parameter.requires_grad]
+        return "connector.read" if all(name.startswith("output.") for name in trained) else "tower"
+
+    def run_prefix(self, pixel_values: Tensor, prefix: FrozenPrefix) -> Tensor:
+        """Features of pictures (N, 3, H, W): (N, S, C) of the tower, or (N, T, hidden size) of ``connector.read``."""
+        features = self.encode_images(pixel_values)
+        if prefix == "tower":
+            return features
+        return self.connector.read(features.to(next(self.connector.parameters()).dtype))  # type: ignore[operator]
+
+    def connect(
+        self,
+        features: Tensor,
+        text_ids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        features_from: FrozenPrefix = "tower",
+    ) -> Tensor:
         """Turn features (N, S, C) into image tokens (N, T, D).
 
-        ``text_ids`` and ``text_mask`` (N, Lq) are what is asked about each picture, for a connector that reads it.
+        Args:
+            features: of the vision tower, or what ``run_prefix`` returned for ``features_from``.
+            text_ids, text_mask: (N, Lq) what is asked about each picture, for a connector that reads it.
+            features_from: what the features have behind them already.
         """
+        features = features.to(next(self.connector.parameters()).dtype)
+        if features_from == "connector.read":
+            return self.connector.output(features)  # type: ignore[operator]
         text = () if text_ids is None else (text_ids, text_mask)
-        return self.connector(features.to(next(self.connector.parameters()).dtype), *text)
+        return self.connector(features, *text)
 
     def embed(self, batch: Batch) -> Tensor:
         """Look up the text, put the image tokens in their slots: (B, L, D).
@@ -54,9 +92,9 @@ class VisionLanguageModel(nn.Module):
             features = self.encode_images(batch.pixel_values)
         check_slots(batch, 0 if features is None else len(features), self.tokens_per_image)
         if features is None or len(features) == 0:
-            return embeddings + self._idle_bridge() if self.training else embeddings
-        text = (batch.connector_ids, batch.connector_mask)
-        image_tokens = self.connect(features, *text) / self.language_model.embedding_scale
+            return embeddings + self._idle_bridge() if self.training or self.lockstep else embeddings
+        image_tokens = self.connect(features, batch.connector_ids, batch.connector_mask, batch.features_from)
+        image_tokens = image_tokens / self.language_model.embedding_scale
         return splice(embeddings, batch.image_slots, image_tokens)
 
     def forward(self, batch: Batch) -> dict[str, Loss]:
@@ -100,3 +138,8 @@ class VisionLanguageModel(nn.Module):
         super().train(mode)
         eval_frozen(self, PARTS)
         return self
+
+
+def can_read(connector: nn.Module) -> bool:
+    """Whether a connector is a ``read`` of the picture alone and an ``output`` behind it."""
+    return hasattr(connector, "read") and not getattr(connector, "takes_text", False)
