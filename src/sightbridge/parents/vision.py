@@ -77,7 +77,7 @@ class CellClassifier(nn.Module):
         return {name: head(features) for name, head in self.connector.items()}
 
     def forward(self, batch: LabelledPictures) -> dict[str, Loss]:
-        """``cells``: summed loss of the three heads (per picture: the mean over its cells), and the number of pictures."""
+        """``cells``: summed loss of the three heads (per picture: the mean over its cells), and how many pictures."""
         logits = {name: values.flatten(0, 1) for name, values in self.classify(batch.pixel_values).items()}
         weights = torch.ones(len(KINDS) + 1, device=batch.kinds.device)
         weights[0] = EMPTY_WEIGHT
