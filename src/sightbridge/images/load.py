@@ -76,21 +76,23 @@ MAX_BYTES = 64 * 2**20
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
-    """Open ``source`` and return it as an RGB picture.
+def load_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, name: str | None = None
+) -> Image.Image:
+    """Open ``source`` and return it as an RGB picture; ``name`` stands for it in messages.
 
     Raises ``ImageError``, naming the picture, when it is missing, empty, truncated, damaged, of a format outside
     ``FORMATS``, larger than the bounds (checked on the file's size and header, before any pixel is decoded), or an
     array of another shape or type. Nothing is ever fetched: a URL other than ``data:`` is refused.
     """
-    name = describe_source(source)
+    name = name or describe_source(source)
     if isinstance(source, np.ndarray):
         image = _from_array(source, name)
     elif isinstance(source, Image.Image):
         image = source
     else:
         image = _open(read_bytes(source, name, max_bytes), name)
-    _check_size(image, name, max_pixels)
+    check_size(image.width, image.height, name, max_pixels)
     return _to_rgb(image, name)
 
 
@@ -203,12 +205,13 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.reshape(pixels.shape[:2]) if grey else pixels))
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    if image.width < 1 or image.height < 1:
-        raise ImageError(f"{name}: the picture has no pixels ({image.width} x {image.height}).")
-    if image.width * image.height > max_pixels:
+def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Raise ``ImageError`` for a picture without pixels, or with more than ``max_pixels``."""
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: the picture has no pixels ({width} x {height}).")
+    if width * height > max_pixels:
         raise ImageError(
-            f"{name}: {image.width} x {image.height} is more than the limit of {max_pixels:,} pixels. "
+            f"{name}: {width} x {height} is more than the limit of {max_pixels:,} pixels. "
             "Save it smaller or raise max_pixels."
         )
 

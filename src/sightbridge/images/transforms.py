@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from sightbridge.config.model import ImageSettings
 from sightbridge.errors import ImageError
-from sightbridge.images.load import MAX_PIXELS
+from sightbridge.images.load import MAX_PIXELS, ImageSource, load_image
 
 CROP_RATIO = (3 / 4, 4 / 3)
 """Aspect ratios a random crop draws from (torchvision's ``RandomResizedCrop``, used by LAVIS)."""
@@ -59,21 +61,51 @@ class TrainTransform:
         self.seed = seed
         self.fixed = ImageTransform(settings)
 
+    def open(self, source: ImageSource, *, epoch: int, record_id: str, position: int = 0) -> Tensor:
+        """Open a picture with ``load_image``, with its errors, and transform it."""
+        return self(load_image(source), epoch=epoch, record_id=record_id, position=position)
+
     def __call__(self, image: Image.Image, *, epoch: int, record_id: str, position: int = 0) -> Tensor:
         """Transform the picture at ``position`` among the pictures of record ``record_id``: float32 (3, size, size)."""
-        if self.settings.augment == "none":
+        view = draw_view(
+            self.settings, self.seed, image.width, image.height, epoch=epoch, record_id=record_id, position=position
+        )
+        if view is None:
             return self.fixed(image)
-        draw = random.Random(f"{self.seed}/{epoch}/{position}/{record_id}")
-        box = draw_crop(image.width, image.height, self.settings.crop_scale, draw)
-        image = _resize(image.crop(box), self.settings.size, self.settings.size)
-        if self.settings.augment == "crop_flip" and draw.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self.fixed.normalise(image)
+        image = _resize(image.crop(view.box), self.settings.size, self.settings.size)
+        return self.fixed.normalise(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
 
 def train_transform(settings: ImageSettings, seed: int = 0) -> TrainTransform:
     """Return the training transform of ``settings``."""
     return TrainTransform(settings, seed)
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale bytes (N, 3, H, W) to 0..1, subtract the mean, divide by the standard deviation, in float32, on any device.
+
+    Equal to ``ImageTransform.normalise`` but for the last bit (below 1e-6).
+    """
+    by_channel = pixels.new_tensor([mean, std], dtype=torch.float32)[..., None, None]
+    return (pixels.float() / 255 - by_channel[0]) / by_channel[1]
+
+
+class View(NamedTuple):
+    """What is seen of a picture: a box in pixels (left, top, right, bottom), mirrored or not."""
+
+    box: tuple[int, int, int, int]
+    flip: bool
+
+
+def draw_view(
+    settings: ImageSettings, seed: int, width: int, height: int, *, epoch: int, record_id: str, position: int
+) -> View | None:
+    """Draw what an epoch sees of a picture of ``width`` x ``height`` pixels; ``None`` if nothing is drawn."""
+    if settings.augment == "none":
+        return None
+    draw = random.Random(f"{seed}/{epoch}/{position}/{record_id}")
+    box = draw_crop(width, height, settings.crop_scale, draw)
+    return View(box, settings.augment == "crop_flip" and draw.random() < 0.5)
 
 
 def draw_crop(width: int, height: int, scale: tuple[float, float], draw: random.Random) -> tuple[int, int, int, int]:
@@ -100,22 +132,35 @@ def _squash(image: Image.Image, settings: ImageSettings) -> Image.Image:
 
 
 def _crop(image: Image.Image, settings: ImageSettings) -> Image.Image:
-    """Resize the shorter side to ``size`` (the longer one rounds down), then cut out the centre."""
-    shorter = min(image.size)
-    width, height = (int(settings.size * side / shorter) for side in image.size)
-    _check_area(width, height, image, "crop")
+    width, height = shorter_side_size(image.width, image.height, settings.size)
     left, top = (width - settings.size) // 2, (height - settings.size) // 2
     return _resize(image, width, height).crop((left, top, left + settings.size, top + settings.size))
 
 
+def shorter_side_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height once the shorter side has ``size`` pixels (the longer one rounds down); then the centre is cut.
+
+    Raises ``ImageError`` for a picture so long that it would be huge.
+    """
+    shorter = min(width, height)
+    new_width, new_height = int(size * width / shorter), int(size * height / shorter)
+    check_area(new_width, new_height, width, height, "crop")
+    return new_width, new_height
+
+
 def _pad(image: Image.Image, settings: ImageSettings) -> Image.Image:
-    """Centre the picture on a square of the mean colour (fractions cut off), then resize (LLaVA's expand2square)."""
+    """Centre the picture on a square of the mean colour, then resize (LLaVA's expand2square)."""
     side = max(image.size)
-    _check_area(side, side, image, "pad")
-    colour = tuple(int(channel * 255) for channel in settings.mean)
-    square = Image.new("RGB", (side, side), colour)
+    check_area(side, side, image.width, image.height, "pad")
+    square = Image.new("RGB", (side, side), pad_colour(settings))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return _resize(square, settings.size, settings.size)
+
+
+def pad_colour(settings: ImageSettings) -> tuple[int, int, int]:
+    """The mean colour in bytes, fractions cut off, as LLaVA does."""
+    red, green, blue = (int(channel * 255) for channel in settings.mean)
+    return red, green, blue
 
 
 FITS = {"squash": _squash, "crop": _crop, "pad": _pad}
@@ -126,10 +171,10 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _check_area(width: int, height: int, image: Image.Image, fit: str) -> None:
+def check_area(width: int, height: int, from_width: int, from_height: int, fit: str) -> None:
     """A long thin picture is small in itself but huge once it is scaled up or padded."""
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"picture of {image.width} x {image.height} pixels: too long and thin for the fit '{fit}' (it would pass "
+            f"picture of {from_width} x {from_height} pixels: too long and thin for the fit '{fit}' (it would pass "
             f"through {width} x {height} pixels). Crop it, or use the fit 'squash'."
         )
