@@ -1,6 +1,8 @@
 """The learning rate of every step: hand-computed values, and the curves of transformers."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +68,21 @@ def test_parity_with_transformers(schedule, reference, warmup):
     difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     print(f"parity {schedule} schedule, warm-up {warmup}: {difference:.2e}")
     assert difference < 1e-12
+
+
+def test_parity_with_lavis_epochs():
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "lavis" / "lr_stage1.json").read_text())
+    optim = OptimSettings(lr=1e-4, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=5000, schedule="lavis_epoch_cosine")
+    difference = max(
+        abs(learning_rate(epoch * 10_000 + step, 100_000, optim, steps_per_epoch=10_000) - rate)
+        for epoch, step, rate, _ in golden
+    )
+    print(f"parity LAVIS' epochs: {difference:.1e}")
+    assert difference < 1e-19
+
+
+def test_lavis_warmup_ends_with_the_first_epoch():
+    optim = OptimSettings(lr=1.0, warmup_steps=100, schedule="lavis_epoch_cosine")
+    got = [learning_rate(step, 8, optim, steps_per_epoch=2.5) for step in range(8)]  # epochs begin at 0, 2.5, 5, 7.5
+    cosines = [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert got == pytest.approx([0.0, 0.01, 0.02, cosines[1], cosines[1], cosines[2], cosines[2], cosines[2]])

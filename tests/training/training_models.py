@@ -46,7 +46,9 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(*trained: str, language_model: str = "llama", **options: Any) -> VisionLanguageModel:
+def tiny_model(
+    *trained: str, language_model: str = "llama", layers: Sequence[int] = (-2,), **options: Any
+) -> VisionLanguageModel:
     """The same random model every time; only the named parts train. ``options`` change the language model."""
     tower = {
         "model_type": "clip_vision_model",
@@ -59,7 +61,7 @@ def tiny_model(*trained: str, language_model: str = "llama", **options: Any) -> 
     }
     settings = ModelSettings.model_validate(
         {
-            "vision_tower": {"config": tower, "layers": [-2], "class_token": "drop"},
+            "vision_tower": {"config": tower, "layers": layers, "class_token": "drop"},
             "connector": {"kind": "mlp"},
             "language_model": {"config": {"model_type": language_model, **LANGUAGE_MODELS[language_model], **options}},
             "prompt": {"template": "plain"},
@@ -121,8 +123,8 @@ class ListedBatches:
     def batches_per_epoch(self) -> float:
         return len(self.batches)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        yield from self.batches
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        yield from self.batches[skip:]
 
 
 def batches_of(row_lists: Iterable[Sequence[int]], encoder_decoder: bool = False) -> ListedBatches:

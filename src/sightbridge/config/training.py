@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from sightbridge.config.base import Settings
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class PartTraining(Settings):
     """Whether one part of the model trains, and how fast."""
@@ -19,6 +21,9 @@ class PartTraining(Settings):
     lr: float | None = Field(default=None, gt=0, description="learning rate of this part, if not optim.lr")
     weight_decay: float | None = Field(
         default=None, ge=0, description="weight decay of this part, if not optim.weight_decay"
+    )
+    layer_decay: float | None = Field(
+        default=None, gt=0, le=1, description="learning rate of a layer as a share of the next one's; null = all alike"
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute this part's layers in the backward pass instead of keeping what they made"
@@ -43,6 +48,9 @@ class PartsSettings(Settings):
 class OptimSettings(Settings):
     """AdamW and its schedule: linear warm-up, then cosine to ``min_lr``, set before every optimiser step."""
 
+    kind: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit holds its state in 8 bits (needs sightbridge[quant] and a GPU)"
+    )
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end")
     warmup_lr: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
@@ -50,7 +58,9 @@ class OptimSettings(Settings):
     warmup_ratio: float | None = Field(
         default=None, ge=0, lt=1, description="length of the warm-up as a share of all steps"
     )
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="after the warm-up")
+    schedule: Literal["cosine", "lavis_epoch_cosine", "linear", "constant"] = Field(
+        default="cosine", description="after the warm-up; lavis_epoch_cosine is constant within an epoch"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="not applied to biases, norms and other 1-D parameters")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's decay of the two moments")
     eps: float = Field(default=1e-8, gt=0, description="AdamW's term against division by zero")
@@ -72,7 +82,12 @@ class TrainingSettings(Settings):
     )
     batch_size: int = Field(default=32, ge=1, description="records per forward pass and process")
     accumulation: int = Field(default=1, ge=1, description="forward passes per optimiser step")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast around the forward pass")
+    global_batch: int | None = Field(
+        default=None, ge=1, description="records per optimiser step over all processes; accumulation follows from it"
+    )
+    precision: Precision = Field(
+        default="fp32", description="bf16, fp16 = autocast around the forward pass; fp16 scales the loss"
+    )
     seed: int = Field(default=42, ge=0, description="of weights, data order and augmentation")
     log_every: int = Field(default=10, ge=1, description="optimiser steps between lines in the log")
     evaluate_every: int | None = Field(
@@ -81,6 +96,12 @@ class TrainingSettings(Settings):
     save_every: int | None = Field(
         default=None, ge=1, description="optimiser steps between checkpoints; null = at the end"
     )
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that stay in the run's folder")
+    best: str | None = Field(
+        default=None, description="value of the evaluations, such as validation_loss, whose best model is the run's"
+    )
+    best_mode: Literal["min", "max"] = Field(default="min", description="which value of 'best' is the better one")
+    init_from: str | None = Field(default=None, description="model folder to start from: its weights, nothing else")
     parts: PartsSettings = PartsSettings()
     tensorboard: bool = Field(default=False, description="also write TensorBoard files (needs sightbridge[train])")
 
@@ -88,4 +109,10 @@ class TrainingSettings(Settings):
     def _one_length(self) -> TrainingSettings:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
+        return self
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> TrainingSettings:
+        if self.global_batch is not None and self.accumulation != 1:
+            raise ValueError("'accumulation' follows from 'global_batch'; give one of them")
         return self

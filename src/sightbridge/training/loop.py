@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
-from sightbridge.config.training import OptimSettings, TrainingSettings
-from sightbridge.errors import DataError
+from sightbridge.config.training import OptimSettings, Precision, TrainingSettings
+from sightbridge.errors import DataError, SettingsError, SightbridgeError, nearest
 from sightbridge.models.memory import memory_settings
+from sightbridge.training.checkpoints import Checkpoint, Checkpoints
 from sightbridge.training.log import Meter, RunLog
 from sightbridge.training.optim import build_optimizer
 from sightbridge.training.schedule import learning_rate
-from sightbridge.training.sharding import asks_for_deepspeed, outside_training, prepare, use_launcher, whole_model
-from sightbridge.training.step import TrainingBatch, training_step
+from sightbridge.training.sharding import (
+    Prepared,
+    asks_for_deepspeed,
+    outside_training,
+    prepare,
+    use_launcher,
+    whole_model,
+)
+from sightbridge.training.state import Progress, RunState, Stateful
+from sightbridge.training.step import StepResult, TrainingBatch, training_step
 
 
 class Batches(Protocol):
@@ -33,8 +43,8 @@ class Batches(Protocol):
         """Batches per epoch; not a whole number where a batch may run over an epoch's end."""
         ...
 
-    def epoch(self, number: int) -> Iterable[TrainingBatch]:
-        """The batches of one epoch, in an order fixed by the seed and the epoch's number."""
+    def epoch(self, number: int, skip: int = 0) -> Iterable[TrainingBatch]:
+        """The batches of one epoch but for the first ``skip``, in an order fixed by the seed and the epoch's number."""
         ...
 
 
@@ -43,6 +53,9 @@ Evaluate = Callable[[nn.Module, int], dict[str, Any]]
 
 Save = Callable[[nn.Module, int], None]
 """Called on the main process with the bare model (a copy if it is sharded) and the steps taken; writes atomically."""
+
+MOST_OVERFLOWS = 20
+"""Steps in a row that fp16's gradient may overflow in: by then the loss is scaled by 2^-4 instead of 2^16."""
 
 
 def train(
@@ -54,66 +67,115 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     save: Save | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: Checkpoint | None = None,
+    data: Stateful | None = None,
     title: str = "training",
     accelerator: Accelerator | None = None,
 ) -> list[dict[str, Any]]:
     """Train the parts of ``model`` that require gradients and return the log's lines.
 
     One process or many, as ``accelerate launch`` or ``torchrun`` started it. Writes ``log.jsonl`` into ``folder``.
-    ``evaluate`` and ``save`` run every ``training.evaluate_every`` / ``save_every`` steps and after the last.
+    ``evaluate`` and ``save`` run every ``training.evaluate_every`` / ``save_every`` steps and after the last; with
+    ``training.best``, ``save`` runs after an evaluation that is better than all before it, and only then.
     Leaves the model in evaluation mode.
 
-    Raises ``DataError`` if there is no batch, ``SightbridgeError`` if the loss is not finite.
+    Args:
+        checkpoints: writes one every ``save_every`` steps, after the last, and after the best evaluation.
+        resume: go on where this one was written, as if the run had never stopped.
+        data: what else the batches and evaluations remember from step to step.
+
+    Raises ``DataError`` if there is no batch, ``CheckpointError`` if ``resume`` does not fit, ``SettingsError`` for a
+    ``best`` that no evaluation has, ``SightbridgeError`` if the loss is not finite.
     """
-    total = total_steps(training, batches.batches_per_epoch)
     accelerator = accelerator or make_accelerator(training.precision)
-    set_seed(training.seed)
+    training = with_accumulation(training, accelerator.num_processes)
+    total = total_steps(training, batches.batches_per_epoch)
     optimizer = build_optimizer(model, training.parts, optim)
     prepared = prepare(accelerator, model, optimizer, training, optim)
-    wrapped, optimizer = prepared.model, prepared.optimizer
-    bare = accelerator.unwrap_model(wrapped)
+    bare = accelerator.unwrap_model(prepared.model)
+    set_seed(training.seed, device_specific=True)  # dropout must not repeat itself on every process
+    progress, meter = Progress(), Meter()
+    state = RunState(accelerator, prepared, progress, meter, total, batches.batches_per_epoch, data)
+    if resume:
+        state.read(resume.folder, resume.state)
 
-    log = RunLog(folder, total, main_process=accelerator.is_main_process, tensorboard=training.tensorboard, title=title)
-    meter = Meter()
+    log = RunLog(
+        folder,
+        total,
+        main_process=accelerator.is_main_process,
+        tensorboard=training.tensorboard,
+        title=title,
+        step=progress.step,
+    )
+    stream = _step_batches(batches, training.accumulation, progress)
     with log, memory_settings(bare, training.parts, training.precision):
-        wrapped.train()
-        stream = _step_batches(batches, training.accumulation)
-        for step in range(total):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, optim, group["peak_lr"])
-            asked = time.perf_counter()
-            micro_batches = next(stream)
-            waited = time.perf_counter() - asked
-            meter.add(training_step(accelerator, wrapped, optimizer, micro_batches, optim.clip_norm), waited)
+        prepared.model.train()
+        while progress.step < total:
+            rates = set_rates(prepared.optimizer, progress.step, total, optim, training, batches.batches_per_epoch)
+            result, waited = _take_step(accelerator, prepared, stream, optim)
+            progress.step += 1
+            _count_overflows(progress, result)
+            meter.add(result, waited)
             log.advance()
-
-            done, last = step + 1, step + 1 == total
-            if last or done % training.log_every == 0:
-                rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
-                log.write("train", done, meter.summary() | rates)
+            last = progress.step == total
+            if last or _due(progress.step, training.log_every):
+                log.write("train", progress.step, meter.summary() | rates)
                 meter.reset()
             with meter.paused():
-                if evaluate and (last or _due(done, training.evaluate_every)):
-                    with outside_training(accelerator, wrapped):
-                        log.write("evaluation", done, _evaluate(evaluate, bare, done))
-                if save and (last or _due(done, training.save_every)):
+                better = False
+                if evaluate and (last or _due(progress.step, training.evaluate_every)):
+                    values = _evaluate(evaluate, accelerator, prepared, progress.step)
+                    log.write("evaluation", progress.step, values)
+                    better = training.best is not None and _is_best(values, training, progress)
+                due = last or _due(progress.step, training.save_every)
+                if save and (better if training.best else due):
                     whole = whole_model(accelerator, prepared)
                     if whole is not None:
-                        save(whole, done)
+                        save(whole, progress.step)
+                if checkpoints and (due or better):
+                    log.flush()
+                    checkpoints.write(state)
     accelerator.wait_for_everyone()
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()  # takes bf16's autocast off the model's forward
+    accelerator.unwrap_model(prepared.model, keep_fp32_wrapper=False).eval()  # takes autocast off the model's forward
     return log.history
 
 
-def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
-    """Find the devices and processes to train on. A process may do so again, also with another precision."""
+def make_accelerator(precision: Precision) -> Accelerator:
+    """Find the devices and processes to train on. A process may do so again, also with another precision.
+
+    Raises:
+        SettingsError: the machine cannot train in this precision.
+    """
     AcceleratorState._reset_state()  # shared by all accelerators, it would refuse the second run's precision
     # without being told so, accelerate takes several processes on a machine without a GPU for single ones
-    no_gpu = not torch.accelerator.is_available()
+    no_gpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    if precision == "fp16" and no_gpu:
+        raise SettingsError("fp16 needs a GPU, and there is none here; use fp32 or bf16", key="training.precision")
     accelerator = Accelerator(
-        cpu=no_gpu and not asks_for_deepspeed(), mixed_precision={"fp32": "no", "bf16": "bf16"}[precision]
+        cpu=no_gpu and not asks_for_deepspeed(), mixed_precision="no" if precision == "fp32" else precision
     )
     return use_launcher(accelerator)
+
+
+def with_accumulation(training: TrainingSettings, processes: int) -> TrainingSettings:
+    """Settings with the accumulation that ``global_batch`` asks for, on this number of processes.
+
+    Raises:
+        SettingsError: it is no multiple of the records that all processes take at a time.
+    """
+    if training.global_batch is None:
+        return training
+    at_once = training.batch_size * processes
+    accumulation, rest = divmod(training.global_batch, at_once)
+    if rest or not accumulation:
+        raise SettingsError(
+            f"{training.global_batch} records per step cannot be dealt out to {processes} processes with "
+            f"{training.batch_size} records each at a time: it must be a multiple of {at_once}. Change it or "
+            "training.batch_size.",
+            key="training.global_batch",
+        )
+    return training.model_copy(update={"accumulation": accumulation, "global_batch": None})
 
 
 def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:
@@ -130,20 +192,88 @@ def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:
     return max(1, math.ceil(round(steps, 6)))  # rounded first: 0.07 * 100 is 7.000000000000001
 
 
-def _step_batches(batches: Batches, accumulation: int) -> Iterator[list[TrainingBatch]]:
-    """Endless groups of ``accumulation`` batches, epoch after epoch."""
-    stream = itertools.chain.from_iterable(batches.epoch(number) for number in itertools.count())
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    total: int,
+    optim: OptimSettings,
+    training: TrainingSettings,
+    batches_per_epoch: float,
+) -> dict[str, float]:
+    """Set every group's learning rate for the step with this index; returns each part's (its fastest layer's)."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        rate = learning_rate(step, total, optim, group["peak_lr"], batches_per_epoch / training.accumulation)
+        group["lr"] = rate * group["lr_scale"]
+        name = f"lr/{group['name'].split('/')[0]}"
+        rates[name] = max(rates.get(name, 0.0), group["lr"])
+    return rates
+
+
+def _step_batches(batches: Batches, accumulation: int, place: Progress) -> Iterator[list[TrainingBatch]]:
+    """Endless groups of ``accumulation`` batches, epoch after epoch, from ``place`` on; it moves with them."""
+
+    def stream() -> Iterator[TrainingBatch]:
+        while True:
+            for batch in batches.epoch(place.epoch, place.taken):
+                place.taken += 1
+                yield batch
+            place.epoch, place.taken = place.epoch + 1, 0
+
+    endless = stream()
     while True:
-        yield list(itertools.islice(stream, accumulation))
+        yield list(itertools.islice(endless, accumulation))
+
+
+def _take_step(
+    accelerator: Accelerator, prepared: Prepared, stream: Iterator[list[TrainingBatch]], optim: OptimSettings
+) -> tuple[StepResult, float]:
+    """One optimiser step on the next batches, and the seconds spent waiting for them."""
+    asked = time.perf_counter()
+    micro_batches = next(stream)
+    waited = time.perf_counter() - asked
+    return training_step(accelerator, prepared.model, prepared.optimizer, micro_batches, optim.clip_norm), waited
+
+
+def _count_overflows(progress: Progress, result: StepResult) -> None:
+    """Stop when lowering the loss scale does not help any more."""
+    progress.overflows = progress.overflows + 1 if result.skipped else 0
+    if progress.overflows >= MOST_OVERFLOWS:
+        raise SightbridgeError(
+            f"the gradient overflowed float16 in {MOST_OVERFLOWS} steps in a row, up to step {progress.step}, although "
+            "the loss was scaled down each time: the model computes numbers that float16 cannot hold. Use "
+            "training.precision=bf16 or fp32, or keep what overflows in float32 (training.parts.PART.fp32=true)."
+        )
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _evaluate(evaluate: Evaluate, model: nn.Module, step: int) -> dict[str, Any]:
+def _evaluate(evaluate: Evaluate, accelerator: Accelerator, prepared: Prepared, step: int) -> dict[str, Any]:
+    model = accelerator.unwrap_model(prepared.model)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), outside_training(accelerator, prepared.model):
         values = evaluate(model, step)
     model.train()
     return values
+
+
+def _is_best(values: dict[str, Any], training: TrainingSettings, progress: Progress) -> bool:
+    """Whether an evaluation is better than all before it, by the main process's word; ``progress`` keeps it then."""
+    (found,) = broadcast_object_list([values])
+    assert training.best is not None and found is not None
+    if training.best not in found:
+        known = list(found)
+        raise SettingsError(
+            f"the evaluations measure no '{training.best}', only {', '.join(known)}.{nearest(training.best, known)}",
+            key="training.best",
+        )
+    value = found[training.best]
+    if value is None or not math.isfinite(value):
+        return False
+    sign = 1 if training.best_mode == "max" else -1
+    if progress.best is not None and sign * value <= sign * progress.best:
+        return False
+    progress.best, progress.best_step = value, progress.step
+    return True

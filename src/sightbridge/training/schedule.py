@@ -14,16 +14,33 @@ def warmup_length(optim: OptimSettings, total_steps: int) -> int:
     return math.ceil(total_steps * (optim.warmup_ratio or 0.0))
 
 
-def learning_rate(step: int, total_steps: int, optim: OptimSettings, peak: float | None = None) -> float:
+def learning_rate(
+    step: int,
+    total_steps: int,
+    optim: OptimSettings,
+    peak: float | None = None,
+    steps_per_epoch: float | None = None,
+) -> float:
     """Learning rate of the step with index ``step`` (0 = first).
 
     Linear from ``warmup_lr`` to the peak; then cosine or linear down to ``min_lr``, or constant. As in LAVIS and in
     transformers' schedules, the first step of a warm-up runs at ``warmup_lr`` itself and the step after the warm-up
     at the peak. ``peak`` is a part's own learning rate, where it has one; a part slower than ``min_lr`` stays put.
+
+    ``lavis_epoch_cosine`` is LAVIS' ``linear_warmup_cosine_lr``, and needs ``steps_per_epoch``: the warm-up is part of
+    the first epoch and ends with it, finished or not; every later epoch has one learning rate, the cosine's at its
+    beginning.
     """
     peak = optim.lr if peak is None else peak
     floor = min(optim.min_lr, peak)
     warmup = warmup_length(optim, total_steps)
+    if optim.schedule == "lavis_epoch_cosine":
+        assert steps_per_epoch is not None, "this schedule goes by epochs"
+        epoch = int(step / steps_per_epoch + 1e-9)
+        if epoch == 0:
+            return min(peak, optim.warmup_lr + (peak - optim.warmup_lr) * step / warmup) if warmup else peak
+        epochs = max(1, math.ceil(total_steps / steps_per_epoch - 1e-6))
+        return (peak - floor) * 0.5 * (1 + math.cos(math.pi * epoch / epochs)) + floor
     if step < warmup:
         return optim.warmup_lr + (peak - optim.warmup_lr) * step / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))

@@ -36,12 +36,16 @@ class TrainingBatch(Protocol):
 
 
 class StepResult(NamedTuple):
-    """What a step measured, over all processes: mean of each loss, gradient norm before clipping, counts."""
+    """What a step measured, over all processes: mean of each loss, gradient norm before clipping, counts.
+
+    ``skipped``: fp16's gradient overflowed, so no weight changed; the losses may not be finite then.
+    """
 
     losses: dict[str, float]
     grad_norm: float
     counts: dict[str, int]
     samples: int
+    skipped: bool = False
 
     @property
     def loss(self) -> float:
@@ -65,7 +69,9 @@ def training_step(
 
     ``clip_norm``: largest gradient norm, ``None`` = no clipping.
 
-    Raises ``SightbridgeError``, before any weight changes, if the loss or the gradient is not finite.
+    In fp16 a gradient that is not finite is an overflow of the scaled loss: the step is skipped and the scale lowered.
+    Raises ``SightbridgeError``, before any weight changes, if the loss or, in other precisions, the gradient is not
+    finite.
     """
     counts, samples = _count(accelerator, batches)
     sums = []
@@ -84,8 +90,10 @@ def training_step(
     grad_norm = clip_gradients(accelerator, trained, clip_norm)
     totals = accelerator.reduce(torch.stack(sums).sum(0), "sum").tolist()  # type: ignore[union-attr]
     means = {name: total / max(1, counts[name]) for name, total in zip(counts, totals, strict=True)}
-    result = StepResult(means, grad_norm, counts, samples)
-    _check_finite(result, batches, sums)
+    skipped = accelerator.scaler is not None and not math.isfinite(grad_norm)
+    result = StepResult(means, grad_norm, counts, samples, skipped)
+    if not skipped:
+        _check_finite(result, batches, sums)
     late_norm = take_step(accelerator, optimizer)
     return result if late_norm is None else result._replace(grad_norm=late_norm)
 
