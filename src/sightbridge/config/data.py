@@ -55,6 +55,11 @@ class DataSettings(Settings):
     bad_limit: float = Field(
         default=0.01, ge=0, le=1, description="largest share of records that may be unusable before the run stops"
     )
+    decode: Literal["exact", "fast"] = Field(
+        default="exact",
+        description="how pictures are opened in training: exact, as by transformers' Pillow processors; fast, two to "
+        "three times as many per core, up to 2 of 255 grey levels off. Validation and caches are always exact",
+    )
     workers: int = Field(default=0, ge=0, description="processes that open pictures; 0 = in the training process")
     cache: str | None = Field(
         default=None,

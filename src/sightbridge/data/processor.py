@@ -15,8 +15,9 @@ from sightbridge.data.connector_text import ConnectorText
 from sightbridge.data.feature_store import FeatureStore
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SettingsError
+from sightbridge.images.fast import TRAIN_TRANSFORMS
 from sightbridge.images.load import ImageSource, load_image
-from sightbridge.images.transforms import ImageTransform, train_transform
+from sightbridge.images.transforms import ImageTransform
 from sightbridge.text.encode import Encoded, NoTargetError, encode
 from sightbridge.text.render import render
 from sightbridge.text.template import load_template
@@ -52,6 +53,7 @@ class Processor:
         tokens_per_image: slots that one picture fills.
         encoder_decoder: whether the language model is one; the template must agree.
         seed: of what is drawn while training (crops, ``split_answer``), together with epoch and record.
+        decode: how pictures are opened while training; "fast" gives bytes, which the vision tower normalises.
         connector_text: tokenises the question for a connector that reads it; ``None`` for every other connector.
 
     Raises ``SettingsError`` for an unknown template or switch, or a template of the wrong kind.
@@ -66,6 +68,7 @@ class Processor:
         tokens_per_image: int,
         encoder_decoder: bool,
         seed: int = 0,
+        decode: Literal["exact", "fast"] = "exact",
         connector_text: ConnectorText | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -85,7 +88,7 @@ class Processor:
                 key="prompt.template",
             )
         self.transform = ImageTransform(image)
-        self.train_transform = train_transform(image, seed)
+        self.train_transform = TRAIN_TRANSFORMS[decode](image, seed)
         self.eos_ids, self.stop_strings = self._find_ends()
 
     def __call__(
@@ -176,10 +179,9 @@ class Processor:
 
     def _open(self, source: ImageSource, record: Record, position: int, training: bool, epoch: int) -> Tensor:
         try:
-            image = load_image(source)
             if training:
-                return self.train_transform(image, epoch=epoch, record_id=record.id, position=position)
-            return self.transform(image)
+                return self.train_transform.open(source, epoch=epoch, record_id=record.id, position=position)
+            return self.transform(load_image(source))
         except ImageError as error:
             raise ImageError(f"{record.where or record.id}, picture {position + 1}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from sightbridge.data.processor import PaddingSide, pad
 from sightbridge.data.record import Record
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import CheckpointError, DataError, ImageError
+from sightbridge.images.fast import TRAIN_TRANSFORMS
 from sightbridge.images.load import image_key, load_image
-from sightbridge.images.transforms import ImageTransform, train_transform
+from sightbridge.images.transforms import ImageTransform
 from sightbridge.text.encode import NoTargetError
 
 DECODER_START = "[DEC]"
@@ -50,15 +51,24 @@ class QFormerProcessor:
         text: its settings.
         image: how pictures become pixels.
         seed: of the crops drawn while training, together with epoch and record.
+        decode: how pictures are opened while training; "fast" gives bytes, which the vision tower normalises.
     """
 
-    def __init__(self, tokenizer: Any, text: CaptionTextSettings, image: ImageSettings, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        text: CaptionTextSettings,
+        image: ImageSettings,
+        *,
+        seed: int = 0,
+        decode: Literal["exact", "fast"] = "exact",
+    ) -> None:
         self.tokenizer = tokenizer
         self.text_settings = text
         self.image_settings = image
         self.seed = seed
         self.transform = ImageTransform(image)
-        self.train_transform = train_transform(image, seed)
+        self.train_transform = TRAIN_TRANSFORMS[decode](image, seed)
 
     def __call__(self, records: Sequence[Record], *, training: bool = False, epoch: int = 0) -> QFormerBatch:
         """Turn records into a batch; ``training`` draws augmentations by ``seed``, ``epoch`` and the record alone.
@@ -96,11 +106,11 @@ class QFormerProcessor:
             if features is not None:
                 view = features.views.seen(source, training=training, epoch=epoch, record_id=record.id)
                 return CaptionRow(record.id, text_ids, image_id, key + view.drawn, features=features[view])
-            image = load_image(source)
-            if not training or self.image_settings.augment == "none":
-                return CaptionRow(record.id, text_ids, image_id, key, self.transform(image))
-            pixels = self.train_transform(image, epoch=epoch, record_id=record.id)
-            return CaptionRow(record.id, text_ids, image_id, f"{key} {epoch} {record.id}", pixels)
+            if not training:
+                return CaptionRow(record.id, text_ids, image_id, key, self.transform(load_image(source)))
+            pixels = self.train_transform.open(source, epoch=epoch, record_id=record.id)
+            view = key if self.image_settings.augment == "none" else f"{key} {epoch} {record.id}"
+            return CaptionRow(record.id, text_ids, image_id, view, pixels)
         except ImageError as error:
             raise ImageError(f"{record.where or record.id}: {error}") from error
 

@@ -27,7 +27,7 @@ from sightbridge.images.load import (
     load_image,
     read_bytes,
 )
-from sightbridge.images.transforms import View, check_area, draw_view, pad_colour, shorter_side_size
+from sightbridge.images.transforms import TrainTransform, View, check_area, draw_view, pad_colour, shorter_side_size
 
 PILLOW = int(PIL.__version__.split(".")[0])
 
@@ -94,6 +94,10 @@ class FastTransform:
     def fit(self, pixels: Tensor) -> Tensor:
         """Make the whole picture a square, as ``settings.fit`` says."""
         return FITS[self.settings.fit](pixels, self.settings)
+
+
+TRAIN_TRANSFORMS = {"exact": TrainTransform, "fast": FastTransform}
+"""By the setting ``data.decode``: ``(settings, seed)`` to what opens and transforms pictures while training."""
 
 
 def _squash(pixels: Tensor, settings: ImageSettings) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from sightbridge.config.model import LanguageModelSettings, ModelSettings, PartSource, VisionTowerSettings
+from sightbridge.config.model import ImageSettings, LanguageModelSettings, ModelSettings, PartSource, VisionTowerSettings
 from sightbridge.errors import CheckpointError, SettingsError, nearest
 from sightbridge.models.connectors import build_connector
 from sightbridge.models.language_model import LanguageModel, build_with_own_head, check_head, wants_own_head
@@ -57,7 +57,7 @@ def build_model(settings: ModelSettings, seed: int = 0) -> VisionLanguageModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vision_tower = build_vision_tower(settings.vision_tower)
+        vision_tower = build_vision_tower(settings.vision_tower, settings.image)
         torch.manual_seed(seed + 1)
         language_model = build_language_model(settings.language_model)
         torch.manual_seed(seed + 2)
@@ -67,8 +67,8 @@ def build_model(settings: ModelSettings, seed: int = 0) -> VisionLanguageModel:
     return VisionLanguageModel(vision_tower, connector, language_model).eval()
 
 
-def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
-    """Load or make the vision model and cut it down to what is used."""
+def build_vision_tower(settings: VisionTowerSettings, image: ImageSettings | None = None) -> VisionTower:
+    """Load or make the vision model and cut it down to what is used; with ``image`` it takes pictures as bytes too."""
     config = find_config(settings, "vision_tower")
     if config.model_type == "blip_2_vision_model" and "initializer_range" not in (settings.config or {}):
         config.initializer_range = 0.02  # LAVIS' ViT-g; transformers' 1e-10 only suits loading weights over it
@@ -79,6 +79,8 @@ def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
     if settings.image_size is not None:
         model = resize_positions(model, settings.image_size)
     tower = VisionTower(model, settings.layers, settings.class_token, settings.drop_path)
+    if image is not None:
+        tower.pixel_statistics = image.mean, image.std
     return tower.hold_linear_layers_in(getattr(torch, settings.dtype))
 
 

@@ -24,7 +24,7 @@ def build_qformer_model(settings: QFormerModelSettings, seed: int = 0) -> QForme
     options = check_qformer(settings.qformer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vision_tower = build_vision_tower(settings.vision_tower)
+        vision_tower = build_vision_tower(settings.vision_tower, settings.image)
         torch.manual_seed(seed + 2)  # as the connector that a second stage goes on with
         qformer = QFormerForPretraining(options, vision_tower.channels)
         if settings.qformer.source is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from sightbridge.errors import SettingsError
+from sightbridge.images.transforms import normalise
 from sightbridge.models.drop_path import add_drop_path
 
 FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
@@ -33,7 +35,10 @@ class VisionTower(nn.Module):
         channels: C, hidden size times the number of hidden states taken.
         positions: S, features per picture: patches, plus CLS and register positions if they are kept.
         image_size: side of the square pictures in pixels.
+        pixel_statistics: mean and standard deviation that pictures given as bytes are normalised with.
     """
+
+    pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class VisionTower(nn.Module):
         return torch.autocast(device.type, dtype=half[0]) if half else nullcontext()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Turn normalised pictures (N, 3, H, W) into features (N, S, C).
+        """Turn pictures (N, 3, H, W), normalised or as bytes (uint8), into features (N, S, C).
 
         Raises:
             SettingsError: the pictures have another size than the tower.
@@ -91,6 +96,9 @@ class VisionTower(nn.Module):
                 f"{height}x{width}. Set image.size and vision_tower.image_size to the same number.",
                 key="model.image.size",
             )
+        if pixel_values.dtype == torch.uint8:
+            assert self.pixel_statistics is not None, "a tower that is given bytes is built with image settings"
+            pixel_values = normalise(pixel_values, *self.pixel_statistics)
         with self._own_autocast(pixel_values.device):
             return self._features(pixel_values.to(self.dtype))[:, self._skip :]
 
