@@ -34,7 +34,7 @@ CONNECTOR = {
     "initializer_range": 0.5,
     "text_input": True,
     "text_tokenizer": str(TOKENIZERS / "llama"),
-    "text_vocabulary": 900,
+    "text_vocabulary": 901,  # the tokenizer's 900 and [DEC]
 }
 SETTINGS = ModelSettings.model_validate(
     {

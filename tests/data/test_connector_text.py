@@ -10,6 +10,7 @@ import pytest
 from sightbridge.config.model import ImageSettings, PromptSettings
 from sightbridge.data.connector_text import ConnectorText, questions
 from sightbridge.data.processor import Processor, prompt_record
+from sightbridge.data.qformer_processor import load_caption_tokenizer
 from sightbridge.data.record import Record
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.text.turns import Turn
@@ -26,7 +27,7 @@ def processor() -> Processor:
         ImageSettings(size=28),
         tokens_per_image=2,
         encoder_decoder=True,
-        connector_text=ConnectorText(load_tokenizer(TOKENIZERS / "llama"), max_length=6),
+        connector_text=ConnectorText(load_caption_tokenizer(str(TOKENIZERS / "llama")), max_length=6),
     )
 
 
@@ -54,7 +55,9 @@ def test_the_question_is_the_users_words_around_a_picture(texts: list[str], expe
 
 def test_ids_are_those_of_the_connectors_own_tokenizer(processor: Processor) -> None:
     batch = processor([record("a", "<image>\nWhat is it?", "A bus."), record("b", "<image>", "A bus.")])
-    expected = load_tokenizer(TOKENIZERS / "llama")("What is it?")["input_ids"]
+    llama = load_tokenizer(TOKENIZERS / "llama")
+    words = llama("What is it?", add_special_tokens=False)["input_ids"]
+    expected = [llama.bos_token_id, *words[:4], llama.eos_token_id]
     assert batch.connector_ids is not None and batch.connector_mask is not None
     assert batch.connector_ids[0].tolist() == expected
     assert batch.connector_mask.tolist() == [[1] * len(expected), [0] * len(expected)]
@@ -72,6 +75,7 @@ def test_a_long_question_is_cut(processor: Processor) -> None:
     batch = processor.prompt(np.zeros((28, 28, 3), dtype=np.uint8), "What is it? " * 9)
     assert batch.connector_ids is not None
     assert batch.connector_ids.shape == (1, 6)
+    assert batch.connector_ids[0, -1] == load_tokenizer(TOKENIZERS / "llama").eos_token_id
 
 
 def test_nothing_is_asked_without_words_or_without_such_a_connector(processor: Processor) -> None:

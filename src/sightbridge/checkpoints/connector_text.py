@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sightbridge.config.model import ConnectorSettings
 from sightbridge.data.connector_text import ConnectorText
-from sightbridge.data.tokenizer import load_tokenizer
+from sightbridge.data.qformer_processor import load_caption_tokenizer
 from sightbridge.errors import SettingsError
 from sightbridge.models.build import resolve_source
 from sightbridge.models.connectors import check_connector
@@ -25,7 +25,7 @@ def open_connector_text(settings: ConnectorSettings, folder: Path | None = None)
         return None
     assert options.text_tokenizer is not None, "checked by the options"
     source = folder or resolve_source(options.text_tokenizer)
-    tokenizer = load_tokenizer(source, setting="connector.text_tokenizer")
+    tokenizer = load_caption_tokenizer(str(source))
     if len(tokenizer) > options.text_vocabulary:
         raise SettingsError(
             f"the tokenizer in '{source}' has {len(tokenizer)} tokens, but the Q-Former has embeddings of "

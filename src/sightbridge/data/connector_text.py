@@ -15,22 +15,21 @@ MARKER_AND_BREAK = re.compile(f"{IMAGE_MARKER}\n|\n{IMAGE_MARKER}|{IMAGE_MARKER}
 
 @dataclass(frozen=True)
 class ConnectorText:
-    """The connector's own tokenizer, and the longest question in its tokens, special ones included."""
+    """The connector's tokenizer (see ``load_caption_tokenizer``), and the longest question, [CLS] and [SEP] included.
+
+    Questions are written the way the first stage writes its captions, which is where the connector learned to read.
+    """
 
     tokenizer: Any
     max_length: int
 
     def ids(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """Ids of the question about each picture; none at all where nothing is asked.
+        """Ids of the question about each picture; none at all where nothing is asked. Too long ones lose their end."""
+        return [self._question_ids(question) if question else [] for question in questions(turns)]
 
-        A question that is too long loses its end, as in LAVIS; a closing special token is kept.
-        """
-        asked = {question for question in questions(turns) if question}
-        encoded = {
-            question: self.tokenizer(question, truncation=True, max_length=self.max_length)["input_ids"]
-            for question in asked
-        }
-        return [encoded.get(question, []) for question in questions(turns)]
+    def _question_ids(self, question: str) -> list[int]:
+        words = self.tokenizer(question, add_special_tokens=False)["input_ids"][: self.max_length - 2]
+        return [self.tokenizer.cls_token_id, *words, self.tokenizer.sep_token_id]
 
 
 def questions(turns: Sequence[Turn]) -> list[str]:

@@ -32,9 +32,15 @@ class QFormerOptions(Settings):
     input_norm_eps: float = Field(1e-5, gt=0, description="epsilon of that LayerNorm")
     text_input: bool = Field(False, description="read the question about a picture beside it (BLIP-2's VQA)")
     text_tokenizer: str | None = Field(None, description="folder or hub name of the tokenizer of that question")
-    max_text_length: int = Field(32, ge=1, description="longest question in tokens, [CLS] and [SEP] included")
+    max_text_length: int = Field(32, ge=3, description="longest question in tokens, [CLS] and [SEP] included")
     text_vocabulary: int = Field(30523, ge=1, description="rows of the word embeddings (BERT's 30522 and [DEC])")
     text_positions: int = Field(512, ge=1, description="rows of the position embeddings")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> QFormerOptions:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
+        return self
 
     @model_validator(mode="after")
     def _tokenizer_for_text(self) -> QFormerOptions:
