@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from sightbridge.config.recipe import Recipe, RunRecipe
 from sightbridge.data.order import RecordOrder, RowLength, RowRoom
@@ -40,9 +41,9 @@ def make_order(recipe: RunRecipe, sizes: Sequence[int], lengths: Sequence[RowLen
     weights = None
     if data.mixture == "weights":
         weights = [source.weight or size for source, size in zip(data.train, sizes, strict=True)]
-        for source, size in zip(data.train, sizes, strict=True):
-            if size == 0:
-                raise DataError(f"{source.path}: none of its records can be used, so none can be drawn from it")
+        empty = [source.path for source, size in zip(data.train, sizes, strict=True) if size == 0]
+        if empty:
+            raise DataError(f"{empty[0]}: none of its records can be used, so none can be drawn from it")
     return RecordOrder(
         sizes,
         recipe.training.seed,
@@ -58,8 +59,8 @@ def row_room(recipe: RunRecipe) -> RowRoom | None:
     if not recipe.data.pack:
         return None
     assert isinstance(recipe, Recipe) and recipe.model.prompt.max_length is not None, "check_order sees to it"
-    prompt = recipe.model.prompt
-    return RowRoom(recipe.model.prompt.max_length, prompt.decoder_max_length or recipe.model.prompt.max_length)
+    room = recipe.model.prompt.max_length
+    return RowRoom(room, recipe.model.prompt.max_answer_length or room)
 
 
 def row_length(encoded: Encoded | Sequence[int], encoder_decoder: bool) -> RowLength:
@@ -69,6 +70,18 @@ def row_length(encoded: Encoded | Sequence[int], encoder_decoder: bool) -> RowLe
     return RowLength(len(encoded.input_ids), len(encoded.labels) if encoder_decoder else 0, encoded.images)
 
 
-def expected_shares(recipe: RunRecipe, order: RecordOrder) -> list[tuple[str, float]]:
-    """Name of each training source, and the share of the draws it is expected to get."""
-    return [(source.path, share) for source, share in zip(recipe.data.train, order.shares, strict=True)]
+def describe_order(recipe: RunRecipe, order: RecordOrder) -> list[str]:
+    """What is worth knowing of the order before a run: shares of a mixture, and how full packed rows are."""
+    lines = []
+    if order.weights is not None:
+        shares = zip(recipe.data.train, order.shares, strict=True)
+        lines.append("drawn from " + ", ".join(f"{source.path} {share:.1%}" for source, share in shares))
+    if order.pack_to is not None:
+        rows = list(islice(order.rows(0), order.rows_per_epoch))
+        filled = sum(order.lengths[index].tokens for row in rows for _, index in row)
+        room = order.pack_to.tokens
+        lines.append(
+            f"an epoch packs {order.total:,} records into {len(rows):,} rows of {room:,} positions, "
+            f"{filled / (len(rows) * room):.0%} full"
+        )
+    return lines

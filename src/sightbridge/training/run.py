@@ -22,6 +22,7 @@ from sightbridge.models.build import build_model, part_summary
 from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import PARTS, VisionLanguageModel
 from sightbridge.training.loop import Evaluate, Save, make_accelerator, train
+from sightbridge.training.order import describe_order
 from sightbridge.training.preflight import Watch, check_run
 from sightbridge.training.run_data import RunData, keep_features
 from sightbridge.training.run_folder import MODEL, check_run_folder, start_run_folder
@@ -59,6 +60,8 @@ def run_recipe(
 
     check_run_folder(folder, overwrite)
     checked = check_run(loaded, watch)
+    for line in describe_order(recipe, checked.order):
+        console.print(line, soft_wrap=True, markup=False)
     model = _build(loaded, recipe, console)
     accelerator.wait_for_everyone()  # until then another process may be looking at the folder
     if accelerator.is_main_process:
