@@ -21,7 +21,13 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from sightbridge.config.model import ImageSettings, LanguageModelSettings, ModelSettings, PartSource, VisionTowerSettings
+from sightbridge.config.model import (
+    ImageSettings,
+    LanguageModelSettings,
+    ModelSettings,
+    PartSource,
+    VisionTowerSettings,
+)
 from sightbridge.errors import CheckpointError, SettingsError, nearest
 from sightbridge.models.connectors import build_connector
 from sightbridge.models.language_model import LanguageModel, build_with_own_head, check_head, wants_own_head
