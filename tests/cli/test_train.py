@@ -41,7 +41,7 @@ def test_a_run_leaves_settings_environment_log_and_model(workplace: Workplace) -
 def test_only_the_connector_was_trained(workplace: Workplace) -> None:
     trained, _ = sightbridge.load(workplace.model)
     with torch.random.fork_rng():
-        fresh = run_module.build_model(load_recipe("tiny/random", workplace.overrides).model, seed=0)
+        fresh = run_module.build_any(load_recipe("tiny/random", workplace.overrides).model, seed=0)
     for name, weight in trained.state_dict().items():
         assert torch.equal(weight, fresh.state_dict()[name]) == (not name.startswith("connector")), name
 
@@ -168,7 +168,7 @@ def test_mistakes_are_one_line_before_anything_is_built(
     def build_model(*arguments: object, **options: object) -> None:
         raise AssertionError("a weight was loaded")
 
-    monkeypatch.setattr(run_module, "build_model", build_model)
+    monkeypatch.setattr(run_module, "build_any", build_model)
     messages = [{"from": "human", "value": "<image><image>What?"}, {"from": "gpt", "value": "A star."}]
     workplace.write_rows("markers.json", [ROW | {"conversations": messages}])
     workplace.write_rows("no_target.json", [ROW | {"conversations": ROW["conversations"][:1]}])

@@ -54,6 +54,8 @@ class QFormerProcessor:
         decode: how pictures are opened while training; "fast" gives bytes, which the vision tower normalises.
     """
 
+    encoder_decoder = False
+
     def __init__(
         self,
         tokenizer: Any,

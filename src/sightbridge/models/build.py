@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -32,7 +33,7 @@ from sightbridge.errors import CheckpointError, SettingsError, nearest
 from sightbridge.models.connectors import build_connector
 from sightbridge.models.language_model import LanguageModel, build_with_own_head, check_head, wants_own_head
 from sightbridge.models.vision_tower import POOLERS, VisionTower, resize_positions
-from sightbridge.models.vlm import PARTS, VisionLanguageModel
+from sightbridge.models.vlm import VisionLanguageModel
 
 EMBEDDED = "embedded:"
 """Prefix of a source that is shipped inside the package."""
@@ -233,11 +234,10 @@ class PartSummary(NamedTuple):
     trained: int
 
 
-def part_summary(model: VisionLanguageModel) -> list[PartSummary]:
+def part_summary(model: nn.Module) -> list[PartSummary]:
     """Say of each part what it is, how many parameters it has and how many of them train."""
     summary = []
-    for name in PARTS:
-        part = model.get_submodule(name)
+    for name, part in model.named_children():
         what = type(getattr(part, "model", part)).__name__
         parameters = list(part.parameters())
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

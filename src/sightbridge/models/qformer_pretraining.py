@@ -24,7 +24,7 @@ from sightbridge.models.parts import eval_frozen, trains
 from sightbridge.models.qformer import KeysValues, QFormerModel, causal_mask, key_mask
 from sightbridge.models.qformer_losses import best_query, contrastive_loss, draw_negatives, match_loss
 from sightbridge.models.vision_tower import VisionTower
-from sightbridge.models.vlm import FrozenPrefix, trains
+from sightbridge.models.vlm import FrozenPrefix
 
 
 class QFormerPretrainingOptions(QFormerOptions):

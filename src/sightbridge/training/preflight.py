@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from sightbridge.checkpoints.connector_text import open_connector_text
+from sightbridge.checkpoints.folder import AnyProcessor
 from sightbridge.config.data import DataSettings
 from sightbridge.config.load import LoadedRecipe
+from sightbridge.config.qformer_recipe import ModelRecipe
 from sightbridge.config.recipe import Recipe
 from sightbridge.data.bad_samples import BadSample, BadSamples, check_images
-from sightbridge.data.feature_store import check_same_view
 from sightbridge.data.order import RecordOrder, RowLength
-from sightbridge.data.processor import Processor
 from sightbridge.data.readers import get_reader, read_sources
 from sightbridge.data.record import Record
 from sightbridge.data.records import select
-from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import DataError, SettingsError
-from sightbridge.models.build import resolve_source
 from sightbridge.models.connectors import check_connector
-from sightbridge.models.outline import outline
 from sightbridge.text.encode import NoTargetError
+from sightbridge.training.frozen_prefix import check_cache
 from sightbridge.training.order import check_order, make_order, row_length
+from sightbridge.training.processors import inside, make_any_processor
 
 Which = Literal["train", "validation"]
 Watch = Callable[[Sequence[Record], str], Iterable[Record]]
@@ -40,7 +37,7 @@ class Checked:
     ``order`` is the one that the training records come in.
     """
 
-    processor: Processor
+    processor: AnyProcessor
     train: Sequence[Record]
     validation: Sequence[Record]
     left_out: Mapping[Which, Sequence[BadSample]]
@@ -68,10 +65,10 @@ def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records
             or more records than ``data.bad_limit`` cannot be used.
     """
     recipe = loaded.recipe
-    assert isinstance(recipe, Recipe), "a parent has no model to check"
+    assert isinstance(recipe, ModelRecipe), "a parent has no model to check"
     with loaded.locating():
         check_settings(recipe)
-        processor = make_processor(recipe)
+        processor = make_any_processor(recipe)
     train = _usable(recipe.data, "train", processor, watch)
     validation = _usable(recipe.data, "validation", processor, watch)
     if not train.records:
@@ -84,61 +81,27 @@ def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records
     return Checked(processor, train.records, validation.records, left_out, order)
 
 
-def check_settings(recipe: Recipe) -> None:
+def check_settings(recipe: ModelRecipe) -> None:
     """Check what one setting means for another."""
-    check_connector(recipe.model.connector)
+    if isinstance(recipe, Recipe):
+        check_connector(recipe.model.connector)
     for which in ("train", "validation"):
         for index, source in enumerate(getattr(recipe.data, which)):
-            with _inside(f"data.{which}.{index}"):
+            with inside(f"data.{which}.{index}"):
                 get_reader(source.format)
     if all(getattr(recipe.training.parts, name).train == "frozen" for name in type(recipe.training.parts).model_fields):
+        bridge = "connector" if isinstance(recipe, Recipe) else "qformer"
         raise SettingsError(
-            "nothing to train: every part is frozen. Set training.parts.connector.train=full", key="training.parts"
+            f"nothing to train: every part is frozen. Set training.parts.{bridge}.train=full", key="training.parts"
         )
     if not recipe.data.train:
         raise SettingsError("there is nothing to train on: give at least one source", key="data.train")
     check_order(recipe)
-    if recipe.data.keep_features:
-        check_same_view(recipe.model.image)
-        if recipe.training.parts.vision_tower.train != "frozen":
-            raise SettingsError(
-                "the features of a vision tower that trains change with every step and cannot be kept. Set "
-                "data.keep_features=false or training.parts.vision_tower.train=frozen.",
-                key="data.keep_features",
-            )
-
-
-def make_processor(recipe: Recipe) -> Processor:
-    """Open tokenizer and template, and find out from configurations how many slots a picture fills."""
-    model = recipe.model
-    shape = outline(model)
-    source = model.language_model.tokenizer or model.language_model.source
-    if source is None:
-        raise SettingsError(
-            "a language model with random weights brings no tokenizer; give a folder with the tokenizer's files",
-            key="model.language_model.tokenizer",
-        )
-    tokenizer = load_tokenizer(resolve_source(source), model.language_model.tokenizer_legacy)
-    if len(tokenizer) > shape.vocabulary:
-        raise SettingsError(
-            f"the tokenizer in '{source}' has {len(tokenizer)} tokens, but the language model knows only "
-            f"{shape.vocabulary}. Give the tokenizer that belongs to it.",
-            key="model.language_model.tokenizer",
-        )
-    with _inside("model"):
-        return Processor(
-            tokenizer,
-            model.prompt,
-            model.image,
-            tokens_per_image=shape.tokens_per_image,
-            encoder_decoder=shape.encoder_decoder,
-            seed=recipe.training.seed,
-            connector_text=open_connector_text(model.connector),
-        )
+    check_cache(recipe)
 
 
 def _usable(
-    data: DataSettings, which: Which, processor: Processor, watch: Watch
+    data: DataSettings, which: Which, processor: AnyProcessor, watch: Watch
 ) -> Usable:
     """Read and measure the records of ``which``, and part those without pictures or targets from the others."""
     records = read_sources(data, which)
@@ -161,12 +124,3 @@ def _usable(
     ends = [bisect_left(usable, end) for end in (0, *records.ends)]
     sizes = [end - start for start, end in pairwise(ends)]
     return Usable(select(records, usable), [lengths[index] for index in usable], sizes, left_out)
-
-
-@contextmanager
-def _inside(group: str) -> Iterator[None]:
-    """Give the key of a ``SettingsError`` its place in the recipe: rooms below know only their own settings."""
-    try:
-        yield
-    except SettingsError as error:
-        raise SettingsError(str(error), f"{group}.{error.key}" if error.key else group) from error

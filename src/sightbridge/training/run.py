@@ -12,22 +12,20 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from sightbridge.checkpoints.folder import save_model
+from sightbridge.checkpoints.folder import AnyProcessor, save_model
+from sightbridge.config.base import Settings
 from sightbridge.config.load import LoadedRecipe
-from sightbridge.config.model import ModelSettings
-from sightbridge.config.recipe import Recipe
-from sightbridge.config.training import PartsSettings
-from sightbridge.data.processor import Processor
-from sightbridge.models.build import build_model, part_summary
+from sightbridge.config.qformer_recipe import ModelRecipe
+from sightbridge.models.build import part_summary
+from sightbridge.models.kinds import AnyModel, build_any
 from sightbridge.models.parts import set_trainable
-from sightbridge.models.vlm import PARTS, VisionLanguageModel
+from sightbridge.training.features import check_cache_is_there, make_features
 from sightbridge.training.loop import Evaluate, Save, make_accelerator, train
-from sightbridge.training.order import describe_order
 from sightbridge.training.preflight import Watch, check_run
-from sightbridge.training.run_data import RunData, keep_features
+from sightbridge.training.run_data import RunData
 from sightbridge.training.run_folder import MODEL, check_run_folder, start_run_folder
 
-EvaluateModel = Callable[[VisionLanguageModel, Processor, int], dict[str, Any]]
+EvaluateModel = Callable[[Any, Any, int], dict[str, Any]]
 """Called with the bare model in evaluation mode, its processor and the steps taken; its values go into the log."""
 
 
@@ -51,23 +49,22 @@ def run_recipe(
     Raises ``SightbridgeError`` for a mistake in settings, data, model sources or the folder.
     """
     recipe = loaded.recipe
-    assert isinstance(recipe, Recipe), "parents have trainers of their own"
+    assert isinstance(recipe, ModelRecipe), "parents have trainers of their own"
     accelerator = make_accelerator(recipe.training.precision)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     console = console or Console(highlight=False)
-    watch = _progress_bars(shown=accelerator.is_main_process)
+    watch = progress_bars(shown=accelerator.is_main_process)
 
     check_run_folder(folder, overwrite)
     checked = check_run(loaded, watch)
-    for line in describe_order(recipe, checked.order):
-        console.print(line, soft_wrap=True, markup=False)
+    check_cache_is_there(loaded)
     model = _build(loaded, recipe, console)
     accelerator.wait_for_everyone()  # until then another process may be looking at the folder
     if accelerator.is_main_process:
         start_run_folder(folder, recipe, overwrite)
     accelerator.wait_for_everyone()
-    features = keep_features(recipe, checked, model, accelerator, watch) if recipe.data.keep_features else None
+    features = make_features(loaded, checked, model, accelerator, watch)
     data = RunData(recipe, checked, folder, accelerator, features)
 
     return train(
@@ -83,32 +80,31 @@ def run_recipe(
     )
 
 
-def _build(loaded: LoadedRecipe, recipe: Recipe, console: Console) -> VisionLanguageModel:
+def _build(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> AnyModel:
     """The model with its frozen parts frozen, and a table of what it consists of."""
     with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
-        model = build_model(recipe.model, seed=recipe.training.seed)
+        model = build_any(recipe.model, seed=recipe.training.seed)
     set_trainable(model, recipe.training.parts)
     console.print(parts_table(model, recipe.model))
     return model
 
 
 def _evaluation(data: RunData, extra: EvaluateModel | None) -> Evaluate:
-    """Validation loss, if there is anything to validate on, and the caller's own evaluation, if there is one."""
+    """Validation, if there is anything to validate on, and the caller's own evaluation, if there is one."""
 
     def evaluate(bare: nn.Module, step: int) -> dict[str, Any]:
-        model = cast(VisionLanguageModel, bare)
-        values: dict[str, Any] = data.validation_loss(model) if data.checked.validation else {}
-        return values | (extra(model, data.checked.processor, step) if extra else {})
+        values: dict[str, Any] = data.validate(bare) if data.checked.validation else {}
+        return values | (extra(bare, data.checked.processor, step) if extra else {})
 
     return evaluate
 
 
-def _saving(recipe: Recipe, name: str, processor: Processor, folder: Path) -> Save:
+def _saving(recipe: ModelRecipe, name: str, processor: AnyProcessor, folder: Path) -> Save:
     """Write the model folder, in place of an earlier one."""
 
     def save(bare: nn.Module, step: int) -> None:
         save_model(
-            cast(VisionLanguageModel, bare),
+            cast(AnyModel, bare),
             processor,
             recipe.model,
             folder,
@@ -119,12 +115,12 @@ def _saving(recipe: Recipe, name: str, processor: Processor, folder: Path) -> Sa
     return save
 
 
-def trained_parts(parts: PartsSettings) -> list[str]:
+def trained_parts(parts: Settings) -> list[str]:
     """Names of the parts whose weights change."""
-    return [name for name in PARTS if getattr(parts, name).train != "frozen"]
+    return [name for name in type(parts).model_fields if getattr(parts, name).train != "frozen"]
 
 
-def parts_table(model: VisionLanguageModel, settings: ModelSettings) -> Table:
+def parts_table(model: AnyModel, settings: Settings) -> Table:
     """What the model consists of: each part's class, source and size, and whether it trains."""
     table = Table("part", "model", "source", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("parameters", justify="right")
@@ -135,7 +131,7 @@ def parts_table(model: VisionLanguageModel, settings: ModelSettings) -> Table:
     return table
 
 
-def _progress_bars(shown: bool) -> Watch:
+def progress_bars(shown: bool) -> Watch:
     """Progress bars on stderr that go away when they are full; none without a terminal."""
     terminal = Console(stderr=True)
     hidden = not (shown and terminal.is_terminal)

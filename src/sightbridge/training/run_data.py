@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 
-from sightbridge.config.recipe import Recipe
+from sightbridge.config.qformer_recipe import ModelRecipe
 from sightbridge.data.bad_samples import BadSample, BadSamples
 from sightbridge.data.dataset import RecordDataset, TrainingBatches, evaluation_batches
 from sightbridge.data.feature_store import FeatureStore
 from sightbridge.data.packing import pack_rows
 from sightbridge.data.processor import Row
 from sightbridge.data.record import Record
-from sightbridge.models.vlm import VisionLanguageModel
+from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.training.order import row_room
-from sightbridge.training.preflight import Checked, Watch
+from sightbridge.training.preflight import Checked
+from sightbridge.training.qformer_validation import validate_qformer
 
 
 class RunData:
@@ -31,11 +34,16 @@ class RunData:
         checked: its usable records.
         folder: of the run; bad samples are listed in it (by every process in a file of its own).
         accelerator: knows which process this is.
-        features: the frozen tower's output, if it was kept.
+        features: stored output of what is frozen, if there is any.
     """
 
     def __init__(
-        self, recipe: Recipe, checked: Checked, folder: Path, accelerator: Accelerator, features: FeatureStore | None
+        self,
+        recipe: ModelRecipe,
+        checked: Checked,
+        folder: Path,
+        accelerator: Accelerator,
+        features: FeatureStore | None,
     ) -> None:
         self.recipe = recipe
         self.checked = checked
@@ -45,6 +53,21 @@ class RunData:
         self.bad_path = folder / f"bad_samples{process}.jsonl"
         self.bad_training = self._bad_samples(checked.train, checked.left_out["train"])
         self.bad_validation = self._bad_samples(checked.validation, checked.left_out["validation"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bad samples so far, and how long their file is."""
+        listed = self.bad_path.stat().st_size if self.bad_path.exists() else 0
+        bad = {"training": self.bad_training.state_dict(), "validation": self.bad_validation.state_dict()}
+        return {"listed": listed, **bad}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Forget the bad samples that a killed run found after its last checkpoint; it will find them again."""
+        self.bad_training.load_state_dict(state["training"])
+        self.bad_validation.load_state_dict(state["validation"])
+        if state["listed"]:
+            os.truncate(self.bad_path, state["listed"])
+        else:
+            self.bad_path.unlink(missing_ok=True)
 
     def training_batches(self) -> TrainingBatches:
         """Endless batches in the order that was planned."""
@@ -59,13 +82,15 @@ class RunData:
             processes=self.accelerator.num_processes,
         )
 
-    def validation_loss(self, model: nn.Module) -> dict[str, float]:
-        """Mean loss per target over the validation records of all processes.
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate over the validation records of all processes; see the functions for what it returns."""
+        if isinstance(model, QFormerPretraining):
+            return validate_qformer(model, self.validation_batches(), self.accelerator)
+        return self.validation_loss(model)
 
-        Returns ``validation_loss``, the sum of the losses' means; if there are several, each as well, under
-        ``validation_loss/NAME``.
-        """
-        batches = evaluation_batches(
+    def validation_batches(self) -> Iterator[Any]:
+        """This process's share of the validation records, in order."""
+        return evaluation_batches(
             self._dataset(self.checked.validation, training=False),
             self.recipe.training.batch_size,
             bad_samples=self.bad_validation,
@@ -73,8 +98,15 @@ class RunData:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
+
+    def validation_loss(self, model: nn.Module) -> dict[str, float]:
+        """Mean loss per target over the validation records of all processes.
+
+        Returns ``validation_loss``, the sum of the losses' means; if there are several, each as well, under
+        ``validation_loss/NAME``.
+        """
         sums, counts, all_sums, all_counts = (Counter[str]() for _ in range(4))
-        for batch in batches:
+        for batch in self.validation_batches():
             with self.accelerator.autocast():
                 losses = model(batch.to(self.accelerator.device))
             sums.update({name: float(loss.sum) for name, loss in losses.items()})
@@ -108,17 +140,3 @@ class RunData:
         bad = BadSamples(len(usable) + len(left_out), self.recipe.data.bad_limit, self.bad_path)
         bad.add(left_out)
         return bad
-
-
-def keep_features(
-    recipe: Recipe, checked: Checked, model: VisionLanguageModel, accelerator: Accelerator, watch: Watch
-) -> FeatureStore:
-    """Run the frozen tower once over all pictures, in the precision of the training."""
-    model.vision_tower.to(accelerator.device)
-
-    def encode(pixels: Tensor) -> Tensor:
-        with accelerator.autocast():
-            return model.encode_images(pixels.to(accelerator.device))
-
-    records = [*checked.train, *checked.validation]
-    return FeatureStore(watch(records, "looking at every picture once"), recipe.model.image, encode)

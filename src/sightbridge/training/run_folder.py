@@ -4,7 +4,8 @@ RUN/settings.yaml          every setting, defaults included; a recipe itself
 RUN/environment.json       versions, platform, command line
 RUN/log.jsonl              a line per logged step and per evaluation
 RUN/bad_samples.jsonl      records that could not be used, if there were any
-RUN/model                  the model folder, written anew at every save
+RUN/model                  the model folder, written anew at every save; with training.best, only by a better one
+RUN/checkpoints            what it takes to resume the run exactly, see ``state``
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 import sightbridge
-from sightbridge.config.load import save_resolved, write_atomically
-from sightbridge.config.parent import ParentRecipe
-from sightbridge.config.recipe import Recipe
+from sightbridge.config.load import AnyRecipe, save_resolved, write_atomically
 from sightbridge.errors import SettingsError
+from sightbridge.training.checkpoints import CHECKPOINTS
 
 SETTINGS = "settings.yaml"
 ENVIRONMENT = "environment.json"
 MODEL = "model"
-LEFT_BY_A_RUN = (MODEL, ".model.*", "log.jsonl", "bad_samples*.jsonl", "tensorboard", SETTINGS, ENVIRONMENT)
+LEFT_BY_A_RUN = (
+    MODEL,
+    ".model.*",
+    CHECKPOINTS,
+    "log.jsonl",
+    "bad_samples*.jsonl",
+    "tensorboard",
+    SETTINGS,
+    ENVIRONMENT,
+)
 """What ``overwrite`` removes; anything else in the folder is left alone."""
 MADE_BEFORE_A_RUN = ("scenes", "parents")
 """What a quickstart puts into the folder before its run begins."""
@@ -45,10 +54,12 @@ def check_run_folder(folder: Path, overwrite: bool = False) -> None:
     if not ((folder / SETTINGS).is_file() and (folder / ENVIRONMENT).is_file()):
         raise SettingsError(f"{folder}: holds files that are not of a run; choose another folder")
     if not overwrite:
-        raise SettingsError(f"{folder}: holds a run already; choose another folder, or --overwrite to lose that run")
+        raise SettingsError(
+            f"{folder}: holds a run already; choose another folder, or --resume to go on with it, or --overwrite to lose it"
+        )
 
 
-def start_run_folder(folder: Path, recipe: Recipe | ParentRecipe, overwrite: bool = False) -> None:
+def start_run_folder(folder: Path, recipe: AnyRecipe, overwrite: bool = False) -> None:
     """Make the folder, or empty it of the run that was in it, and write down settings and environment."""
     check_run_folder(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +68,11 @@ def start_run_folder(folder: Path, recipe: Recipe | ParentRecipe, overwrite: boo
             shutil.rmtree(path)
         else:
             path.unlink()
+    describe_run(folder, recipe)
+
+
+def describe_run(folder: Path, recipe: AnyRecipe) -> None:
+    """Write down settings and environment."""
     save_resolved(recipe, folder / SETTINGS)
     write_atomically(folder / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
 

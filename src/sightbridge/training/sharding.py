@@ -182,15 +182,18 @@ def outside_training(accelerator: Accelerator, model: nn.Module) -> Iterator[Non
         yield
 
 
-def in_lockstep(accelerator: Accelerator, batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+def in_lockstep(
+    accelerator: Accelerator, batches: Iterable[Any], exchanges: bool = False
+) -> Iterator[tuple[Any, bool]]:
     """Yield batches, and whether each counts: of a sharded model every process must run as many as the others.
 
-    A process that runs out of batches repeats its last one, which then does not count.
+    So it must of one whose forward pass ``exchanges`` tensors between processes. A process that runs out of batches
+    repeats its last one, which then does not count.
 
     Raises:
         SettingsError: a process has no batch at all.
     """
-    if not is_sharded(accelerator):
+    if not (is_sharded(accelerator) or (exchanges and accelerator.num_processes > 1)):
         yield from ((batch, True) for batch in batches)
         return
     source, batch = iter(batches), None
@@ -202,8 +205,8 @@ def in_lockstep(accelerator: Accelerator, batches: Iterable[Any]) -> Iterator[tu
             return
         if empty:
             raise SettingsError(
-                f"{empty} of {accelerator.num_processes} processes have no record to validate on, which a sharded "
-                "model does not allow; give data.validation at least as many records as there are processes"
+                f"{empty} of {accelerator.num_processes} processes have no record to validate on, but all "
+                "must run in step; give data.validation at least as many records as there are processes"
             )
         batch = batch if following is None else following
         yield batch, following is not None
