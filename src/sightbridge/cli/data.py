@@ -22,6 +22,8 @@ FILES = {
     "statements_train": ("llava", "true or false"),
     "statements_test": ("llava", "true or false"),
     "regions_test": ("", "boxes, and a phrase for each"),
+    "vqa_train": ("vqa", "a question a row, as in LAVIS"),
+    "vqa_test": ("vqa", "the same, two a picture"),
 }
 """Files of ``data scenes``: the reader for each, and what is in it."""
 

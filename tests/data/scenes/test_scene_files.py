@@ -58,6 +58,20 @@ def test_captions_are_read(written, part):
     assert all(load_image(record.images[0]).size == (32, 32) for record in records[:3])
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_questions_in_lavis_form_are_read_by_their_reader(written, part):
+    folder, counts, object_set = written
+    records = list(READERS["vqa"](folder / f"vqa_{part}.json", folder))
+    assert len(records) == counts[f"vqa_{part}"] >= {"train": 60, "test": 40}[part]
+    assert len({record.id for record in records}) == len(records)
+    assert all(record.turns[1].text and record.meta["dataset"] == "scenes" for record in records)
+    for record in records:
+        code = record.meta["language"]
+        assert (kind_in(record.turns[0].text, code), colour_in(record.turns[0].text, code)) not in NEW_COMBINATIONS[
+            object_set
+        ]
+
+
 def test_regions_have_a_phrase_for_every_box(written):
     folder, counts, _ = written
     regions = rows(folder, "regions_test")

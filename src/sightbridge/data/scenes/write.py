@@ -25,6 +25,8 @@ ANNOTATIONS = (
     "captions_test",
     "statements_test",
     "regions_test",
+    "vqa_train",
+    "vqa_test",
 )
 """Names of the annotation files."""
 
@@ -58,6 +60,7 @@ def write_scenes(
 
     - ``train.json``, ``test.json``: LLaVA conversations; the test has one question a row, with its type and language.
     - ``test_new.json``: the same about pairs of kind and colour that no training picture shows.
+    - ``vqa_train.json``, ``vqa_test.json``: LAVIS' VQA rows, one question each.
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
     - ``regions_test.json``: boxes with the phrase of what is in them.
@@ -100,6 +103,9 @@ def write_scenes(
         rows[f"captions_{part}"] = [_caption_row(p, part) for p in chosen]
         rows[f"statements_{part}"] = [_statement_row(p, rng, avoid=new) for p in chosen]
     rows["regions_test"] = [_region_row(p) for p in test]
+    vqa_rng = random.Random(f"{settings.seed}/vqa")  # of its own: the other files stay what they were without these
+    rows["vqa_train"] = [row for p in train for row in _vqa_rows(p, vqa_rng, settings.questions, avoid=new)]
+    rows["vqa_test"] = [row for p in test for row in _vqa_rows(p, vqa_rng, 2, avoid=new)]
     for name in ANNOTATIONS:
         _write_json(folder / f"{name}.json", rows[name])
     return {name: len(content) for name, content in rows.items()}
@@ -126,6 +132,20 @@ def _conversations(
             turns.append({"from": "gpt", "value": question.answer})
         row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-{start}", "image": picture.file}
         yield row | {"conversations": turns, "language": picture.language, "type": asked[start].type}
+
+
+def _vqa_rows(picture: _Picture, rng: random.Random, n: int, avoid: frozenset[Pair]) -> Iterable[dict[str, Any]]:
+    name = Path(picture.file).with_suffix("").as_posix()
+    for index, asked in enumerate(questions(picture.scene, picture.language, rng, n, avoid=avoid)):
+        yield {
+            "image": picture.file,
+            "question": asked.text,
+            "answer": [asked.answer],
+            "question_id": f"{name}-vqa-{index}",
+            "dataset": "scenes",
+            "language": picture.language,
+            "type": asked.type,
+        }
 
 
 def _caption_row(picture: _Picture, part: str) -> dict[str, Any]:
