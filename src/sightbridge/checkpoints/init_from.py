@@ -1,0 +1,76 @@
+"""Starting a model with the weights of another one's folder, and nothing else of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from sightbridge.checkpoints.atomic import existing_folder
+from sightbridge.checkpoints.manifest import MANIFEST, PartEntry, QFormerManifest, inner_path, read_manifest
+from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
+from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
+from sightbridge.errors import CheckpointError
+from sightbridge.models.build_qformer import check_qformer
+from sightbridge.models.connectors.qformer import QFormerConnector
+
+
+@dataclass
+class InitReport:
+    """What was taken from a folder and what was left, a line each."""
+
+    taken: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def init_from(model: nn.Module, folder: str | Path) -> InitReport:
+    """Fill every part of ``model`` whose weights are stored in a model folder under the same name.
+
+    A Q-Former of BLIP-2's first stage fills a connector of the same build, see ``load_part_from_pretraining``.
+
+    Raises ``CheckpointError`` if the folder is no model or damaged, a part there has other weights or shapes than here,
+    or not a single part is to be had.
+    """
+    folder = existing_folder(Path(folder).expanduser().resolve())
+    report = InitReport()
+    manifest = read_manifest(folder)
+    for name, entry in manifest.parts.items():
+        part = getattr(model, name, None)
+        connector = getattr(model, "connector", None)
+        if isinstance(manifest, QFormerManifest) and name == "qformer" and isinstance(connector, QFormerConnector):
+            assert entry.file is not None, "a Q-Former is always stored"
+            path = _checked(entry, inner_path(folder, entry.file))
+            heads = check_qformer(manifest.settings.qformer).num_heads
+            taken, left = load_part_from_pretraining(connector, path, heads)
+            report.taken += taken
+            report.left += left
+        elif not isinstance(part, nn.Module):
+            report.left.append(f"{name}: there is no such part here")
+        elif entry.file is None:
+            same = fingerprint(part) == entry.fingerprint
+            what = "the same one is here" if same else f"another one is here than that model had ({entry.source})"
+            report.left.append(f"{name}: not stored there; {what}")
+        else:
+            _load(part, name, entry, inner_path(folder, entry.file))
+            report.taken.append(f"{name}: {entry.parameters:,} weights")
+    if not report.taken:
+        raise CheckpointError(f"{folder}: holds nothing to start this model with ({'; '.join(report.left)}).")
+    return report
+
+
+def _checked(entry: PartEntry, path: Path) -> Path:
+    """Return ``path`` if the file there is the one that was written."""
+    if not path.is_file() or file_hash(path) != entry.sha256:
+        raise CheckpointError(f"{path}: missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
+    return path
+
+
+def _load(part: nn.Module, name: str, entry: PartEntry, path: Path) -> None:
+    try:
+        load_part(part, _checked(entry, path))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"training.init_from: the {name.replace('_', ' ')} there is not built as the one here. {error} Give "
+            f"model.{name} the settings of that model, or start without its weights."
+        ) from error
