@@ -5,26 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sightbridge.batch import Batch
+from sightbridge.batch import Batch, QFormerBatch
 from sightbridge.data.bad_samples import BadSample, BadSamples
 from sightbridge.data.feature_store import FeatureStore
 from sightbridge.data.order import Key, Keys, RecordOrder, chunked
-from sightbridge.data.processor import PaddingSide, Processor, Row
+from sightbridge.data.processor import PaddingSide, Row
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SightbridgeError
 from sightbridge.text.encode import NoTargetError
+
+AnyBatch = Batch | QFormerBatch
+
+
+class RecordProcessor(Protocol):
+    """What a dataset asks of a processor, whatever kind of rows it makes."""
+
+    def prepare(self, record: Record, *, training: bool, epoch: int, features: FeatureStore | None) -> Any:
+        """Make one record ready to be a row of a batch, or raise why it cannot be."""
+        ...
+
+    def collate(self, rows: Sequence[Any], padding_side: PaddingSide, /) -> AnyBatch:
+        """Make a batch of rows."""
+        ...
 
 
 @dataclass
 class Fetched:
     """What one look-up brings back from a worker: a batch or an error, and the records left out on the way."""
 
-    batch: Batch | None = None
+    batch: AnyBatch | None = None
     error: SightbridgeError | None = None
     bad: list[BadSample] = field(default_factory=list)
 
@@ -42,7 +56,7 @@ class RecordDataset(Dataset[Fetched]):
     def __init__(
         self,
         records: Sequence[Record],
-        processor: Processor,
+        processor: RecordProcessor,
         *,
         training: bool = False,
         replace_bad: bool = False,
@@ -74,12 +88,12 @@ class RecordDataset(Dataset[Fetched]):
             fetched.error = error
         return fetched
 
-    def _rows(self, keys: Keys, bad: list[BadSample]) -> list[Row]:
+    def _rows(self, keys: Keys, bad: list[BadSample]) -> list[Any]:
         """Make the records of one row ready, and pack them if rows are packed."""
         rows = [row for key in keys if (row := self._prepare(key, bad)) is not None]
         return rows if self.pack is None else self.pack(rows)
 
-    def _prepare(self, key: Key, bad: list[BadSample]) -> Row | None:
+    def _prepare(self, key: Key, bad: list[BadSample]) -> Any | None:
         """Make the record of ``key`` ready, or the next usable one, adding those left out to ``bad``."""
         epoch, first = key
         for step in range(len(self.records) if self.replace_bad else 1):
@@ -141,7 +155,7 @@ class TrainingBatches:
         """Batches per epoch and process, on average; packed, those of the first epoch, found without any picture."""
         return self.order.rows_per_epoch / (self.batch_size * self.processes)
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, skip: int = 0) -> Iterator[AnyBatch]:
         """Yield the batches whose step begins in epoch ``number``, without preparing the first ``skip`` of them."""
         for fetched in _load(self.dataset, list(islice(self._rows(number), skip, None)), self.workers):
             self.bad_samples.add(fetched.bad)
@@ -169,7 +183,7 @@ def evaluation_batches(
     workers: int = 0,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[AnyBatch]:
     """Yield every record once, in order, this process's share of them; the last batch may be short.
 
     Records that cannot be used are left out, not replaced, and told to ``bad_samples``.
