@@ -64,8 +64,8 @@ class DataSettings(Settings):
     cache: str | None = Field(
         default=None,
         description="where the output of what is frozen in front of the first trained weight is kept, so that it runs "
-        "once per picture: a folder made by 'sightbridge cache', relative to the working directory, or 'memory'; null = "
-        "run it in every step",
+        "once per picture: a folder made by 'sightbridge cache', relative to the working directory, or 'memory'; "
+        "null = run it in every step",
     )
     cache_views: int | None = Field(
         default=None, ge=1, description="augmented views stored per picture and record; epoch e sees view e modulo this"
