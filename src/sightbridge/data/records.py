@@ -46,6 +46,7 @@ class Chained(LazyRecords):
         return self.ends[-1] if self.ends else 0
 
     def read(self, index: int) -> Record:
+        """Look the record up in the part that it is in."""
         part = bisect_right(self.ends, index)
         return self.parts[part][index - self.ends[part] + len(self.parts[part])]
 
@@ -61,6 +62,7 @@ class Selected(LazyRecords):
         return len(self.places)
 
     def read(self, index: int) -> Record:
+        """Look up the record at the place chosen."""
         return self.records[self.places[index]]
 
 
@@ -75,6 +77,7 @@ class Cleaned(LazyRecords):
         return len(self.records)
 
     def read(self, index: int) -> Record:
+        """Look up the record and clean its texts."""
         record = self.records[index]
         return replace(record, turns=clean_turns(record.turns, self.clean))
 

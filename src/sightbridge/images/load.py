@@ -49,9 +49,11 @@ class FileSlice(StoredImage):
 
     @property
     def name(self) -> str:
+        """File, member and place."""
         return f"{self.path}, '{self.member}' at byte {self.offset}"
 
     def read(self, limit: int) -> bytes:
+        """Read the slice, or its first ``limit`` + 1 bytes; raises ``ImageError`` if the file is shorter."""
         wanted = min(self.size, limit + 1)
         with self.path.open("rb") as file:
             file.seek(self.offset)

@@ -59,6 +59,7 @@ class TableRecords(LazyRecords):
         return len(self.table)
 
     def read(self, index: int) -> Record:
+        """Make the record of row ``index``; raises ``DataError`` for a row that says nothing."""
         where = f"{self.name}, row {index + 1}"
         # A table has all columns in all rows; a row that does not use one has null there.
         row = {key: value for key, value in self.texts[index].items() if value is not None}
@@ -102,6 +103,7 @@ class TableImage(StoredImage):
 
     @property
     def name(self) -> str:
+        """File, row and column."""
         return self.where
 
     def cell(self) -> Any:
@@ -110,6 +112,7 @@ class TableImage(StoredImage):
         return cell if self.place is None else cell[self.place]
 
     def read(self, limit: int) -> bytes:
+        """Copy the bytes, or the first ``limit`` + 1 of them, out of the table."""
         cell = self.cell()
         buffer = (cell["bytes"] if _is_struct(cell) else cell).as_buffer()
         return buffer.slice(0, min(len(buffer), limit + 1)).to_pybytes()

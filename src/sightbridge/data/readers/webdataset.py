@@ -60,6 +60,7 @@ class WebDataset(LazyRecords):
         return len(self.samples)
 
     def read(self, index: int) -> Record:
+        """Make the record of sample ``index``; raises ``DataError`` for one that says nothing."""
         sample = self.samples[index]
         tar = self.tars[sample.tar]
         where = f"{tar}, sample '{sample.key}'"
