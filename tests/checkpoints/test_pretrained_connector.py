@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 
 from sightbridge.checkpoints.folder import save_model
 from sightbridge.checkpoints.init_from import init_from
+from sightbridge.checkpoints.manifest import PartEntry
+from sightbridge.checkpoints.weights import file_hash, save_part
 from sightbridge.config.model import ImageSettings
 from sightbridge.config.qformer_recipe import CaptionTextSettings, QFormerModelSettings
 from sightbridge.data.qformer_processor import QFormerProcessor, load_caption_tokenizer
@@ -104,3 +107,30 @@ def test_a_damaged_file_is_noticed(stage1, tmp_path):
         file.write(b"\x7f")
     with pytest.raises(CheckpointError, match="missing or damaged"):
         init_from(SecondStage(), tmp_path / "copy")
+
+
+def test_a_connector_that_reads_questions_takes_the_rest_from_a_second_stage(stage1, tmp_path):
+    """As for VQA: the text branch of the first stage, everything else of the second."""
+    _, vocabulary, first = stage1
+    second, third = SecondStage(), SecondStage(text_input=True, text_tokenizer=LLAMA, text_vocabulary=vocabulary)
+    for weight in second.connector.parameters():
+        nn.init.normal_(weight, std=0.3)
+    path = tmp_path / "connector.safetensors"
+    save_part(second.connector, path)
+    entry = PartEntry(
+        file=path.name, sha256=file_hash(path), source=None, trained=True, parameters=1, dtype="float32", fingerprint=""
+    )
+    manifest = SimpleNamespace(parts={"connector": entry})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sightbridge.checkpoints.init_from.read_manifest", lambda folder: manifest)
+        with pytest.raises(CheckpointError, match=r"does not read questions.*init_from=\[FIRST_STAGE,SECOND_STAGE\]"):
+            init_from(third, tmp_path)
+    init_from(third, first)
+    words = third.connector.embeddings.word_embeddings.weight.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sightbridge.checkpoints.init_from.read_manifest", lambda folder: manifest)
+        report = init_from(third, tmp_path, after_another=True)
+    assert "its text branch as it was before" in report.taken[0]
+    assert torch.equal(third.connector.embeddings.word_embeddings.weight, words)
+    features = torch.randn(2, 4, 16)
+    assert torch.allclose(third.connector(features), second.connector(features), atol=2e-6)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import nn
 
 from sightbridge.checkpoints.atomic import existing_folder
 from sightbridge.checkpoints.manifest import MANIFEST, PartEntry, QFormerManifest, inner_path, read_manifest
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
+from sightbridge.checkpoints.text_branch import has_text_branch, load_without_text_branch
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
 from sightbridge.errors import CheckpointError
 from sightbridge.models.build_qformer import check_qformer
@@ -24,10 +26,12 @@ class InitReport:
     left: list[str] = field(default_factory=list)
 
 
-def init_from(model: nn.Module, folder: str | Path) -> InitReport:
+def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = False) -> InitReport:
     """Fill every part of ``model`` whose weights are stored in a model folder under the same name.
 
-    A Q-Former of BLIP-2's first stage fills a connector of the same build, see ``load_part_from_pretraining``.
+    A Q-Former of BLIP-2's first stage fills a connector of the same build, see ``load_part_from_pretraining``. The
+    connector of a second stage, which has no text branch, fills one that reads questions only ``after_another`` folder
+    did, from which it keeps that branch: it would be left with random weights otherwise.
 
     Raises ``CheckpointError`` if the folder is no model or damaged, a part there has other weights or shapes than here,
     or not a single part is to be had.
@@ -51,12 +55,25 @@ def init_from(model: nn.Module, folder: str | Path) -> InitReport:
             same = fingerprint(part) == entry.fingerprint
             what = "the same one is here" if same else f"another one is here than that model had ({entry.source})"
             report.left.append(f"{name}: not stored there; {what}")
+        elif _needs_text_branch(part, path := inner_path(folder, entry.file)):
+            if not after_another:
+                raise CheckpointError(
+                    f"training.init_from: the connector in {folder} does not read questions, the one here does "
+                    "(model.connector.text_input), and its text branch has to come from somewhere: give the folder of "
+                    "a first stage in front of this one, init_from=[FIRST_STAGE,SECOND_STAGE]."
+                )
+            report.taken += load_without_text_branch(part, _checked(entry, path))
         else:
-            _load(part, name, entry, inner_path(folder, entry.file))
+            _load(part, name, entry, path)
             report.taken.append(f"{name}: {entry.parameters:,} weights")
     if not report.taken:
         raise CheckpointError(f"{folder}: holds nothing to start this model with ({'; '.join(report.left)}).")
     return report
+
+
+def _needs_text_branch(part: nn.Module, path: Path) -> TypeGuard[QFormerConnector]:
+    """Whether a connector reads questions and the one in ``path`` does not."""
+    return isinstance(part, QFormerConnector) and part.takes_text and path.is_file() and not has_text_branch(path)
 
 
 def _checked(entry: PartEntry, path: Path) -> Path:

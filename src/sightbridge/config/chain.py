@@ -16,8 +16,15 @@ class ChainStep(Settings):
 
     name: str = Field(description="its folder inside the chain's", pattern=r"^[\w.-]*\w$")
     recipe: str = Field(description="recipe that it runs")
-    start: str | None = Field(default=None, description="earlier step whose model it starts from")
+    start: str | list[str] | None = Field(
+        default=None, description="earlier step whose model it starts from; of several, a later one over an earlier one"
+    )
     change: dict[str, Any] = Field(default_factory=dict, description="settings that differ from the recipe's")
+
+    @property
+    def starts(self) -> list[str]:
+        """All of ``start``."""
+        return [self.start] if isinstance(self.start, str) else self.start or []
 
 
 class ScenesOptions(Settings):
@@ -47,9 +54,10 @@ class ChainRecipe(Settings):
         for step in self.chain:
             if step.name in earlier:
                 raise ValueError(f"two steps are called '{step.name}'")
-            if step.start is not None and step.start not in earlier:
-                known = ", ".join(earlier) or "none"
-                raise ValueError(f"step '{step.name}' starts from '{step.start}', but the steps before it are: {known}")
+            for start in step.starts:
+                if start not in earlier:
+                    known = ", ".join(earlier) or "none"
+                    raise ValueError(f"step '{step.name}' starts from '{start}', but the steps before it are: {known}")
             earlier.append(step.name)
         return self
 

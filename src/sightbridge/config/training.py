@@ -101,7 +101,10 @@ class TrainingSettings(Settings):
         default=None, description="value of the evaluations, such as validation_loss, whose best model is the run's"
     )
     best_mode: Literal["min", "max"] = Field(default="min", description="which value of 'best' is the better one")
-    init_from: str | None = Field(default=None, description="model folder to start from: its weights, nothing else")
+    init_from: str | list[str] | None = Field(
+        default=None,
+        description="model folder to start from: its weights alone; of several, a later one over an earlier one",
+    )
     parts: PartsSettings = PartsSettings()
     tensorboard: bool = Field(default=False, description="also write TensorBoard files (needs sightbridge[train])")
 
