@@ -94,15 +94,20 @@ def check_settings(recipe: ModelRecipe) -> None:
         raise SettingsError(
             f"nothing to train: every part is frozen. Set training.parts.{bridge}.train=full", key="training.parts"
         )
+    tower = recipe.model.vision_tower
+    if recipe.training.parts.vision_tower.train != "frozen" and tower.dtype != "float32":
+        raise SettingsError(
+            f"a vision tower that trains cannot be held in {tower.dtype}: small steps are lost in it. Set it to "
+            "float32; training.precision says what it computes in.",
+            key="model.vision_tower.dtype",
+        )
     if not recipe.data.train:
         raise SettingsError("there is nothing to train on: give at least one source", key="data.train")
     check_order(recipe)
     check_cache(recipe)
 
 
-def _usable(
-    data: DataSettings, which: Which, processor: AnyProcessor, watch: Watch
-) -> Usable:
+def _usable(data: DataSettings, which: Which, processor: AnyProcessor, watch: Watch) -> Usable:
     """Read and measure the records of ``which``, and part those without pictures or targets from the others."""
     records = read_sources(data, which)
     lengths: list[RowLength] = []
