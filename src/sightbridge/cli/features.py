@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sightbridge.cli.arguments import ModelArgument, SourceOption, read_part_sources
 from sightbridge.cli.console import console, new_table, show_table
 from sightbridge.cli.predict import find_pictures
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def features(
@@ -51,31 +54,39 @@ def features(
     if out.exists() and not overwrite:
         raise SettingsError(f"--out: {out} is there already; choose another file, or --overwrite to lose that one")
 
-    import torch
     from safetensors.torch import save_file
 
-    from sightbridge.checkpoints.folder import load_any_model
-    from sightbridge.data.processor import Processor
-    from sightbridge.data.qformer_processor import QFormerProcessor
-    from sightbridge.evaluation.features import first_stage_features, model_features
-    from sightbridge.models.qformer_pretraining import QFormerPretraining
-    from sightbridge.models.vlm import VisionLanguageModel
-
-    with console(stderr=True).status("loading the model"):
-        loaded, processor = load_any_model(model, "cuda" if torch.cuda.is_available() else "cpu", sources)
-    if isinstance(loaded, QFormerPretraining):
-        assert isinstance(processor, QFormerProcessor)
-        found = first_stage_features(loaded, processor, paths, lines, batch_size, _watch)
-    else:
-        assert isinstance(loaded, VisionLanguageModel) and isinstance(processor, Processor)
-        if lines:
-            raise SettingsError(f"--texts: {model} is no first-stage model, and only those have features of texts")
-        found = model_features(loaded, processor, paths, batch_size, _watch)
+    found = _extract(model, paths, lines, batch_size, sources)
     save_file(found, out, {"pictures": json.dumps([str(path) for path in paths]), "texts": json.dumps(lines)})
     table = new_table("features", "shape")
     for name, tensor in found.items():
         table.add_row(name, " x ".join(map(str, tensor.shape)))
     show_table(table)
+
+
+def _extract(
+    folder: Path, paths: list[Path], texts: list[str], batch_size: int, sources: dict[str, str]
+) -> dict[str, Tensor]:
+    """Load the model and run it over everything."""
+    import torch
+
+    from sightbridge.checkpoints.folder import load_any_model
+    from sightbridge.data.processor import Processor
+    from sightbridge.data.qformer_processor import QFormerProcessor
+    from sightbridge.errors import SettingsError
+    from sightbridge.evaluation.features import first_stage_features, model_features
+    from sightbridge.models.qformer_pretraining import QFormerPretraining
+    from sightbridge.models.vlm import VisionLanguageModel
+
+    with console(stderr=True).status("loading the model"):
+        model, processor = load_any_model(folder, "cuda" if torch.cuda.is_available() else "cpu", sources)
+    if isinstance(model, QFormerPretraining):
+        assert isinstance(processor, QFormerProcessor)
+        return first_stage_features(model, processor, paths, texts, batch_size, _watch)
+    assert isinstance(model, VisionLanguageModel) and isinstance(processor, Processor)
+    if texts:
+        raise SettingsError(f"--texts: {folder} is no first-stage model, and only those have features of texts")
+    return model_features(model, processor, paths, batch_size, _watch)
 
 
 def read_texts(path: Path) -> list[str]:
