@@ -92,3 +92,28 @@ def test_a_stored_half_tower_comes_back(tmp_path) -> None:
     pictures = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
         assert torch.equal(half(pictures), other(pictures))
+
+
+def test_parity_a_tower_is_found_inside_a_whole_blip2(tmp_path) -> None:
+    """The recipes name such a file; its tower is cast as it is read, and its Q-Former and language model left alone."""
+    config = transformers.Blip2Config(
+        vision_config={**VISION["blip_2_vision_model"], "initializer_range": 0.2},
+        qformer_config={"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "encoder_hidden_size": 32},
+        text_config={"model_type": "opt", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 1, "ffn_dim": 24},
+        num_query_tokens=3,
+    )
+    whole = transformers.Blip2ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    source = {"source": str(tmp_path), "layers": [-1]}
+    ours = build_vision_tower(VisionTowerSettings.model_validate(source)).eval()
+    resized = build_vision_tower(VisionTowerSettings.model_validate(source | {"image_size": 56})).eval()
+    half = build_vision_tower(VisionTowerSettings.model_validate(source | {"dtype": "float16"})).eval()
+    pictures, large = torch.randn(2, 3, SIZE, SIZE), torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        states = whole.vision_model(pictures, output_hidden_states=True).hidden_states[-1]
+        large_states = whole.vision_model(large, output_hidden_states=True, interpolate_pos_encoding=True)
+        difference = widest_difference(ours(pictures), states)
+        resized_difference = widest_difference(resized(large), large_states.hidden_states[-1])
+        assert widest_difference(half(pictures), states) < 0.02
+    print(f"parity tower of a whole BLIP-2: {difference:.2e}, resized: {resized_difference:.2e}")
+    assert difference <= 1e-6 and resized_difference <= 1e-5
