@@ -8,7 +8,7 @@ is ours. It lets the passes of the first training stage share what they have in 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -130,12 +130,12 @@ class QFormerModel(Blip2PreTrainedModel):
         return hidden, made
 
 
-def make_keys_values(attention: nn.Module, states: Tensor) -> KeysValues:
+def make_keys_values(attention: Any, states: Tensor) -> KeysValues:
     """Project states (B, S, C) to an attention's keys and values."""
     return KeysValues(split_heads(attention, attention.key(states)), split_heads(attention, attention.value(states)))
 
 
-def attend(attention: nn.Module, states: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(attention: Any, states: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Let states (B, M, D) attend to keys and values; with BERT's dropout of attention weights while training."""
     dropout = attention.attention_dropout if attention.training else 0.0
     query = split_heads(attention, attention.query(states))
@@ -143,7 +143,7 @@ def attend(attention: nn.Module, states: Tensor, key: Tensor, value: Tensor, mas
     return seen.transpose(1, 2).flatten(2)
 
 
-def split_heads(attention: nn.Module, states: Tensor) -> Tensor:
+def split_heads(attention: Any, states: Tensor) -> Tensor:
     """(B, S, D) to (B, heads, S, width of a head)."""
     return states.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
 

@@ -59,7 +59,8 @@ def load_bert(qformer: QFormerForPretraining, source: str) -> BertStart:
     """
     source = check_bert(qformer, source)
     with telling_what_is_missing(source, "qformer"), quiet_transformers():
-        bert, report = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    bert, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise CheckpointError(

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 
@@ -46,7 +45,7 @@ def generate_captions(
         Ids (N, n < max_length) without [DEC], with [SEP] where a caption ended, then padding.
     """
     pictures = model.qformer.read_pictures(model.encode_images(batch))
-    writer = CaptionWriter(model.qformer, pictures.earlier)
+    writer: Any = CaptionWriter(model.qformer, pictures.earlier)
     start = torch.full((len(pictures.features), 1), model.qformer.decoder_start_id, device=pictures.features.device)
     config = GenerationConfig(
         num_beams=num_beams,
@@ -59,7 +58,7 @@ def generate_captions(
     )
     # transformers repeats this for the beams, so that each one knows its picture.
     picture = torch.arange(len(start), device=start.device)
-    ids: Any = writer.generate(start, generation_config=config, picture=picture)
+    ids = writer.generate(start, generation_config=config, picture=picture)
     ids = ids[:, 1:]
     ended = (ids == end_id).cumsum(dim=1) - (ids == end_id).long()
     return ids.masked_fill(ended > 0, pad_id)
@@ -81,7 +80,7 @@ class CaptionWriter(Blip2PreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Tensor,
-        past_key_values: DynamicCache,
+        past_key_values: Any,
         picture: Tensor,
         **_: Any,
     ) -> CausalLMOutputWithPast:

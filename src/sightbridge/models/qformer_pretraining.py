@@ -304,10 +304,9 @@ class QFormerPretraining(nn.Module):
         return self
 
 
-def normalize(projection: nn.Module, hidden: Tensor) -> Tensor:
+def normalize(projection: nn.Linear, hidden: Tensor) -> Tensor:
     """Project hidden states (.., D) to vectors of length one (.., P)."""
-    weight = projection.weight
-    return F.normalize(projection(hidden.to(weight.dtype)).float(), dim=-1)
+    return F.normalize(projection(hidden.to(projection.weight.dtype)).float(), dim=-1)
 
 
 def join(first: KeysValues, second: KeysValues) -> KeysValues:
