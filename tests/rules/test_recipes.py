@@ -11,12 +11,13 @@ import transformers
 
 from sightbridge.config.catalogue import RECIPES
 from sightbridge.config.load import read_recipe, recipe_names
+from sightbridge.config.qformer_recipe import QFormerRecipe
 from sightbridge.config.recipe import Recipe
 from sightbridge.data.readers import get_reader
 from sightbridge.errors import SettingsError
 from sightbridge.models import build
 from sightbridge.models.connectors import check_connector
-from sightbridge.models.outline import outline
+from sightbridge.models.outline import check_qformer_outline, outline
 from sightbridge.text.template import load_template
 from sightbridge.training.preflight import check_settings
 
@@ -26,6 +27,7 @@ CONFIGS: dict[str, Any] = {
     "Salesforce/blip2-opt-2.7b": transformers.Blip2Config(),
     "facebook/opt-2.7b": OPT(hidden_size=2560, num_hidden_layers=32, num_attention_heads=32),
     "facebook/opt-6.7b": OPT(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32),
+    "bert-base-uncased": transformers.BertConfig(),
     "google/flan-t5-xl": transformers.T5Config(d_model=2048, **T5),
     "google/flan-t5-xxl": transformers.T5Config(d_model=4096, **T5),
 }
@@ -63,6 +65,19 @@ def test_blip2_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch:
     trained = recipe.training.parts.vision_tower.train == "full"
     assert recipe.model.vision_tower.dtype == ("float32" if trained else "float16")
     assert recipe.model.vision_tower.layers == [-1]
+
+
+@pytest.mark.parametrize("name", ["blip2/stage1", "blip2/retrieval-coco", "blip2/paddlemix-stage1"])
+def test_first_stage_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source: copy.deepcopy(CONFIGS[source]))
+    recipe = read_recipe(name).recipe
+    assert isinstance(recipe, QFormerRecipe)
+    check_settings(recipe)
+    options = check_qformer_outline(recipe.model)
+    assert (options.num_queries, options.text_vocabulary, options.projection_size) == (32, 30523, 256)
+    trained = recipe.training.parts.vision_tower.train == "full"
+    assert recipe.model.vision_tower.dtype == ("float32" if trained else "float16")
+    assert recipe.model.image.size == (364 if trained else 224)
 
 
 def test_a_vision_tower_held_in_half_precision_cannot_train() -> None:
