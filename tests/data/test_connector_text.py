@@ -13,8 +13,9 @@ from sightbridge.data.processor import Processor, prompt_record
 from sightbridge.data.qformer_processor import load_caption_tokenizer
 from sightbridge.data.record import Record
 from sightbridge.data.tokenizer import load_tokenizer
-from sightbridge.text.turns import Turn
+from sightbridge.text.turns import Role, Turn
 
+ROLES: list[Role] = ["user", "assistant"] * 5
 TOKENIZERS = Path(__file__).parents[1] / "golden" / "llava" / "tokenizers"
 
 
@@ -32,7 +33,7 @@ def processor() -> Processor:
 
 
 def record(name: str, *texts: str, images: int = 1) -> Record:
-    turns = tuple(Turn(role, text) for role, text in zip(["user", "assistant"] * 5, texts, strict=False))
+    turns = tuple(Turn(role, text) for role, text in zip(ROLES, texts, strict=False))
     return Record(name, (np.zeros((28, 28, 3), dtype=np.uint8),) * images, turns)
 
 
@@ -49,7 +50,7 @@ def record(name: str, *texts: str, images: int = 1) -> Record:
     ],
 )
 def test_the_question_is_the_users_words_around_a_picture(texts: list[str], expected: list[str]) -> None:
-    turns = [Turn(role, text) for role, text in zip(["user", "assistant"] * 5, texts, strict=False)]
+    turns = [Turn(role, text) for role, text in zip(ROLES, texts, strict=False)]
     assert questions(turns) == expected
 
 

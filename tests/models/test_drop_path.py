@@ -66,7 +66,8 @@ def test_the_rate_grows_linearly_over_the_blocks_and_rows_drop_apart(family: str
 def test_the_mean_stays() -> None:
     block = nn.Module()
     block.mlp, block.attention = nn.Identity(), nn.Identity()
-    add_drop_path([nn.ModuleDict({"mlp": nn.Identity(), "self_attn": nn.Identity()}), block], 0.75)
+    first = nn.ModuleDict({"mlp": nn.Identity(), "self_attn": nn.Identity()})
+    add_drop_path(nn.ModuleList([first, block]), 0.75)
     states = torch.randn(20000, 1, 2).abs() + 1
     kept = block.mlp.train()(states)
     assert kept.mean().item() == pytest.approx(states.mean().item(), rel=0.05)
@@ -82,4 +83,4 @@ def test_a_tower_that_trains_drops_and_a_frozen_one_does_not() -> None:
 
 def test_blocks_without_known_branches_are_refused() -> None:
     with pytest.raises(SettingsError, match="has no module self_attn or attention, so drop path cannot"):
-        add_drop_path([nn.ModuleDict({"mlp": nn.Identity()})], 0.1)
+        add_drop_path(nn.ModuleList([nn.ModuleDict({"mlp": nn.Identity()})]), 0.1)

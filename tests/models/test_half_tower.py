@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_parity_lavis_half_precision(dtype: torch.dtype) -> None:
     """LAVIS casts linear layers and the convolution and runs under autocast; everything else is in float32."""
     config = transformers.Blip2VisionConfig(initializer_range=0.2, **VISION["blip_2_vision_model"])
     torch.manual_seed(1)
-    model = transformers.Blip2VisionModel(config).eval()
+    model: Any = transformers.Blip2VisionModel(config).eval()
     ours = VisionTower(copy.deepcopy(model), [-1]).hold_linear_layers_in(dtype)
     pictures = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():

@@ -6,7 +6,6 @@ from 0 in the first block to its full value in the last, and what is kept is sca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ BRANCHES = (("self_attn", "attention"), ("mlp",))
 """Names that transformers' vision models give the modules whose output is added to the hidden states."""
 
 
-def add_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
+def add_drop_path(blocks: nn.ModuleList, rate: float) -> None:
     """Let every block drop each of its two residual branches while it trains.
 
     Forward hooks do it, so the model's classes, and the names of its weights, stay what they are.
