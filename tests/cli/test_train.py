@@ -30,7 +30,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_settings_environment_log_and_model(workplace: Workplace) -> None:
     run = workplace.run
-    assert {path.name for path in run.iterdir()} == {"settings.yaml", "environment.json", "log.jsonl", "model"}
+    expected = {"settings.yaml", "environment.json", "log.jsonl", "model", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == expected
     assert load_recipe(run / "settings.yaml") == load_recipe("tiny/random", workplace.overrides)
     environment = json.loads((run / "environment.json").read_text())
     assert environment["sightbridge"] == sightbridge.__version__

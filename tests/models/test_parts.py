@@ -54,3 +54,8 @@ def test_a_name_that_is_not_there_is_told(name: str, hint: str | None) -> None:
 def test_only_of_a_frozen_part_is_a_contradiction() -> None:
     with pytest.raises(ValueError, match="'train' is frozen"):
         PartTraining(only=["output"])
+
+
+def test_a_trained_part_stays_one_when_only_its_rate_is_given() -> None:
+    assert PartsSettings.model_validate({"connector": {"lr": 1e-3}}).connector.train == "full"
+    assert PartsSettings.model_validate({"vision_tower": {"lr": 1e-3}}).vision_tower.train == "frozen"

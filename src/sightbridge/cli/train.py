@@ -9,6 +9,7 @@ import typer
 
 from sightbridge.cli.arguments import OverridesArgument, RecipeArgument
 from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.errors import SettingsError
 
 if TYPE_CHECKING:
     from sightbridge.config.load import LoadedRecipe
@@ -22,27 +23,36 @@ def train(
         Path | None, typer.Option(help="Folder of the run.", show_default="runs/ and the recipe's name")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in that folder.")] = False,
 ) -> None:
     """Train what a recipe says, and save the model.
 
     Settings, data, pictures and targets are checked first. The run's folder holds the model in 'model', the settings
     in 'settings.yaml' (a recipe itself), and a log in 'log.jsonl'.
 
+    A run that was killed goes on with --resume where its newest checkpoint was written, exactly as if it had never
+    stopped. Settings may change if the model and the order of the records stay; what changed is shown.
+
     \b
     Examples:
       sightbridge data scenes scenes && sightbridge train tiny/decoder-mlp
       sightbridge train tiny/decoder-mlp data.root=scenes optim.lr=1e-3 --out runs/slower
       sightbridge train my_recipe.yaml training.steps=100 --overwrite
+      sightbridge train my_recipe.yaml training.save_every=500 --resume
     """
     from sightbridge.config.load import read_recipe
     from sightbridge.config.parent import ParentRecipe
 
+    if overwrite and resume:
+        raise SettingsError("--resume goes on with a run and --overwrite loses it; give one of them")
     loaded = read_recipe(recipe, overrides or [])
     folder = out or Path("runs") / run_name(recipe)
     if isinstance(loaded.recipe, ParentRecipe):
+        if resume:
+            raise SettingsError("parents are trained in one go and cannot be resumed; leave --resume away")
         _train_parent(loaded, loaded.recipe, folder, overwrite)
     else:
-        _train_model(loaded, folder, overwrite)
+        _train_model(loaded, folder, overwrite, resume)
 
 
 def run_name(recipe: str) -> str:
@@ -52,30 +62,46 @@ def run_name(recipe: str) -> str:
     return recipe.replace("/", "-") if recipe in recipe_names() else Path(recipe).stem
 
 
-def _train_model(loaded: LoadedRecipe, folder: Path, overwrite: bool) -> None:
+def _train_model(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> None:
     from accelerate import PartialState
 
+    from sightbridge.config.qformer_recipe import QFormerRecipe
     from sightbridge.training.run import run_recipe
 
-    history = run_recipe(loaded, folder, overwrite=overwrite, console=console())
+    history = run_recipe(loaded, folder, overwrite=overwrite, resume=resume, console=console())
     if PartialState().is_main_process:
-        _report(history, folder)
+        _report(history, folder, first_stage=isinstance(loaded.recipe, QFormerRecipe))
 
 
-def _report(history: list[dict[str, Any]], folder: Path) -> None:
+def _report(history: list[dict[str, Any]], folder: Path, first_stage: bool) -> None:
     table = new_table("after step", "training loss", "validation loss")
     evaluations = {line["step"]: line.get("validation_loss") for line in history if line["kind"] == "evaluation"}
     losses = {line["step"]: line["loss"] for line in history if line["kind"] == "train"}
     for step in (min(losses), max(losses)) if len(losses) > 1 else losses:
         validation = evaluations.get(step)
-        table.add_row(str(step), f"{losses[step]:.4f}", "" if validation is None else f"{validation:.4f}")
+        table.add_row(str(step), *("" if loss is None else f"{loss:.4f}" for loss in (losses[step], validation)))
     show_table(table)
     out = console()
     bad = folder / "bad_samples.jsonl"
     if bad.exists():
         out.print(f"Some records could not be used, see {bad}", soft_wrap=True)
+    if first_stage:
+        _report_matching(history)
+        out.print(f"The model is in {folder / 'model'}. Start a second stage from it:", soft_wrap=True)
+        out.print(f"  sightbridge train RECIPE training.init_from={folder / 'model'}", soft_wrap=True)
+        return
     out.print(f"The model is in {folder / 'model'}. Ask it something:", soft_wrap=True)
     out.print(f'  sightbridge ask {folder / "model"} PICTURE "QUESTION"', soft_wrap=True)
+
+
+def _report_matching(history: list[dict[str, Any]]) -> None:
+    evaluations = [line for line in history if "itm_accuracy" in line]
+    if evaluations:
+        table = new_table("after step", "matching", "recall@1 of captions", "recall@1 of pictures")
+        names = ("itm_accuracy", "recall_at_1/text", "recall_at_1/image")
+        for line in (evaluations[0], evaluations[-1]) if len(evaluations) > 1 else evaluations:
+            table.add_row(str(line["step"]), *(f"{line[name]:.1%}" for name in names))
+        show_table(table)
 
 
 def _train_parent(loaded: LoadedRecipe, recipe: ParentRecipe, folder: Path, overwrite: bool) -> None:

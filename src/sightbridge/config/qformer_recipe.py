@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from sightbridge.config.base import Settings
 from sightbridge.config.model import ImageSettings, VisionTowerSettings
 from sightbridge.config.recipe import Recipe, RunRecipe
-from sightbridge.config.training import PartTraining, TrainingSettings
+from sightbridge.config.training import PartTraining, TrainedPart, TrainingSettings
 
 
 class QFormerSettings(Settings):
@@ -52,7 +52,7 @@ class QFormerPartsSettings(Settings):
     """The two parts; by default the vision tower stays frozen."""
 
     vision_tower: PartTraining = PartTraining()
-    qformer: PartTraining = PartTraining(train="full")
+    qformer: TrainedPart = TrainedPart()
 
 
 class QFormerTrainingSettings(TrainingSettings):

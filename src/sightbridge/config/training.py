@@ -37,11 +37,17 @@ class PartTraining(Settings):
         return self
 
 
+class TrainedPart(PartTraining):
+    """A part that trains unless it is told not to, also if only its learning rate is given."""
+
+    train: Literal["full", "frozen"] = Field(default="full", description="train all weights of this part, or none")
+
+
 class PartsSettings(Settings):
     """The three parts; by default only the bridge trains."""
 
     vision_tower: PartTraining = PartTraining()
-    connector: PartTraining = PartTraining(train="full")
+    connector: TrainedPart = TrainedPart()
     language_model: PartTraining = PartTraining()
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
@@ -38,6 +39,15 @@ class BadSamples:
         self.path = path
         self.samples: list[BadSample] = []
         self._known: set[tuple[str, str]] = set()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """All of them, to be given to ``load_state_dict``."""
+        return [asdict(sample) for sample in self.samples]
+
+    def load_state_dict(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Go back to when these were all; the file is left alone."""
+        self.samples = [BadSample(**sample) for sample in samples]
+        self._known = {(sample.id, sample.where) for sample in self.samples}
 
     def add(self, samples: Iterable[BadSample]) -> None:
         """List ``samples``; raises ``DataError`` as soon as more than the limit are bad."""

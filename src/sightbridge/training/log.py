@@ -23,6 +23,8 @@ from sightbridge.config.load import write_atomically
 from sightbridge.errors import SettingsError
 from sightbridge.training.step import StepResult
 
+LOG = "log.jsonl"
+"""The log in a run's folder."""
 COUNTED = ("waited", "sums", "counts", "samples", "grad_norm", "skipped")
 """What a meter holds besides the time."""
 
@@ -111,7 +113,7 @@ class RunLog:
     def __init__(
         self, folder: Path, total_steps: int, *, main_process: bool, tensorboard: bool, title: str, step: int = 0
     ) -> None:
-        path = folder / "log.jsonl"
+        path = folder / LOG
         self.history: list[dict[str, Any]] = read_log(path, step) if step else []
         self._file = self._board = self._progress = None
         if main_process:

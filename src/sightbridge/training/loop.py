@@ -99,6 +99,10 @@ def train(
     state = RunState(accelerator, prepared, progress, meter, total, batches.batches_per_epoch, data)
     if resume:
         state.read(resume.folder, resume.state)
+        if progress.step >= total:
+            raise SettingsError(
+                f"the run has taken {progress.step} steps already; give more than that to go on", key="training.steps"
+            )
 
     log = RunLog(
         folder,
@@ -147,7 +151,8 @@ def make_accelerator(precision: Precision) -> Accelerator:
     Raises:
         SettingsError: the machine cannot train in this precision.
     """
-    AcceleratorState._reset_state()  # shared by all accelerators, it would refuse the second run's precision
+    # shared by all accelerators, it would refuse the second run's precision and forget its FSDP
+    AcceleratorState._reset_state(reset_partial_state=True)
     # without being told so, accelerate takes several processes on a machine without a GPU for single ones
     no_gpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
     if precision == "fp16" and no_gpu:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +15,25 @@ from rich.table import Table
 from torch import nn
 
 from sightbridge.checkpoints.folder import AnyProcessor, save_model
+from sightbridge.checkpoints.init_from import init_from
 from sightbridge.config.base import Settings
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
+from sightbridge.config.training import TrainingSettings
+from sightbridge.errors import SettingsError
 from sightbridge.models.build import part_summary
 from sightbridge.models.kinds import AnyModel, build_any
 from sightbridge.models.parts import set_trainable
+from sightbridge.training.checkpoints import Checkpoints
 from sightbridge.training.features import check_cache_is_there, make_features
-from sightbridge.training.loop import Evaluate, Save, make_accelerator, train
+from sightbridge.training.log import LOG, read_log
+from sightbridge.training.loop import Evaluate, Save, make_accelerator, train, with_accumulation
+from sightbridge.training.order import describe_order
 from sightbridge.training.preflight import Watch, check_run
+from sightbridge.training.resume import is_finished, resume_from
 from sightbridge.training.run_data import RunData
-from sightbridge.training.run_folder import MODEL, check_run_folder, start_run_folder
+from sightbridge.training.run_folder import MODEL, check_run_folder, describe_run, start_run_folder
+from sightbridge.training.sharding import uses_deepspeed
 
 EvaluateModel = Callable[[Any, Any, int], dict[str, Any]]
 """Called with the bare model in evaluation mode, its processor and the steps taken; its values go into the log."""
@@ -34,6 +44,7 @@ def run_recipe(
     folder: Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     evaluate: EvaluateModel | None = None,
     console: Console | None = None,
     title: str = "training",
@@ -46,25 +57,49 @@ def run_recipe(
     An evaluation is the mean loss per target token on ``data.validation`` (``validation_loss``) and what ``evaluate``
     returns. ``console`` is to report on, stdout by default.
 
-    Raises ``SightbridgeError`` for a mistake in settings, data, model sources or the folder.
+    With ``resume`` the run in ``folder`` goes on after its newest checkpoint as if it had never stopped, or begins if
+    there is none; a finished run's log is returned as it is.
+
+    Raises ``SightbridgeError`` for a mistake in settings, data, model sources or the folder, or settings that a resumed
+    run cannot have.
     """
-    recipe = loaded.recipe
-    assert isinstance(recipe, ModelRecipe), "parents have trainers of their own"
-    accelerator = make_accelerator(recipe.training.precision)
+    given = loaded.recipe
+    assert isinstance(given, ModelRecipe), "parents have trainers of their own"
+    with loaded.locating():
+        accelerator = make_accelerator(given.training.precision)
+        training = with_accumulation(given.training, accelerator.num_processes)
+    recipe = given.model_copy(update={"training": training})
+    loaded = replace(loaded, recipe=recipe)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     console = console or Console(highlight=False)
     watch = progress_bars(shown=accelerator.is_main_process)
 
-    check_run_folder(folder, overwrite)
+    check_run_folder(folder, overwrite or resume)
+    with loaded.locating():
+        say = partial(console.print, markup=False, soft_wrap=True)
+        checkpoint = resume_from(folder, given, say) if resume else None
+    if checkpoint and is_finished(checkpoint, given):
+        return read_log(folder / LOG, checkpoint.step)
     checked = check_run(loaded, watch)
+    with loaded.locating():
+        check_best(training, bool(checked.validation or evaluate))
     check_cache_is_there(loaded)
-    model = _build(loaded, recipe, console)
+    for line in describe_order(recipe, checked.order):
+        console.print(line, soft_wrap=True, markup=False)
+    # a resumed run, too: what init_from fills may be frozen, and its checkpoint has what is trained alone
+    model = build_start(loaded, recipe, console)
+    checkpoints = Checkpoints(folder, given.model_dump(mode="json"), training.keep_checkpoints)
     accelerator.wait_for_everyone()  # until then another process may be looking at the folder
-    if accelerator.is_main_process:
-        start_run_folder(folder, recipe, overwrite)
+    if accelerator.is_main_process and checkpoint:
+        checkpoints.go_back_to(checkpoint.step)
+        describe_run(folder, given)
+    elif accelerator.is_main_process:
+        start_run_folder(folder, given, overwrite or resume)
     accelerator.wait_for_everyone()
     features = make_features(loaded, checked, model, accelerator, watch)
+    if uses_deepspeed(accelerator):
+        console.print("DeepSpeed keeps the optimiser's state to itself: this run writes no checkpoints to resume from.")
     data = RunData(recipe, checked, folder, accelerator, features)
 
     return train(
@@ -75,17 +110,33 @@ def run_recipe(
         folder,
         evaluate=_evaluation(data, evaluate) if checked.validation or evaluate else None,
         save=_saving(recipe, loaded.name, checked.processor, folder / MODEL),
+        checkpoints=None if uses_deepspeed(accelerator) else checkpoints,
+        resume=checkpoint,
+        data=data,
         title=title,
         accelerator=accelerator,
     )
 
 
-def _build(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> AnyModel:
-    """The model with its frozen parts frozen, and a table of what it consists of."""
+def check_best(training: TrainingSettings, evaluates: bool) -> None:
+    """Check that there will be evaluations to tell the best model by."""
+    if training.best and not evaluates:
+        raise SettingsError(
+            f"there is no evaluation to measure '{training.best}': give data.validation", key="training.best"
+        )
+
+
+def build_start(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> AnyModel:
+    """The model with its frozen parts frozen and the weights it starts with, and a table of what it consists of."""
     with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
         model = build_any(recipe.model, seed=recipe.training.seed)
-    set_trainable(model, recipe.training.parts)
+        set_trainable(model, recipe.training.parts)
     console.print(parts_table(model, recipe.model))
+    start = recipe.training.init_from
+    for number, folder in enumerate([start] if isinstance(start, str) else start or []):
+        report = init_from(model, folder, after_another=number > 0)
+        for line in (*(f"taken: {line}" for line in report.taken), *(f"left: {line}" for line in report.left)):
+            console.print(f"weights of {folder}: {line}", markup=False, soft_wrap=True)
     return model
 
 

@@ -55,7 +55,7 @@ def check_run_folder(folder: Path, overwrite: bool = False) -> None:
         raise SettingsError(f"{folder}: holds files that are not of a run; choose another folder")
     if not overwrite:
         raise SettingsError(
-            f"{folder}: holds a run already; choose another folder, or --resume to go on with it, or --overwrite to lose it"
+            f"{folder}: holds a run already; choose another folder, or --resume to go on, or --overwrite to lose it"
         )
 
 
