@@ -23,6 +23,14 @@ def recipes(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of recipe files instead, for your editor.")
     ] = False,
+    launcher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Print where the file for 'accelerate launch' is: ddp, fsdp2, zero2, zero3, zero3-offload.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """List the recipes that ship with sightbridge.
 
@@ -31,10 +39,15 @@ def recipes(
       sightbridge recipes
       sightbridge recipes tiny cpu
       sightbridge recipes --schema > recipe.schema.json
+      accelerate launch --config_file $(sightbridge recipes --launcher fsdp2) -m sightbridge train RECIPE
     """
+    from sightbridge.config.catalogue import find_launcher
     from sightbridge.config.load import KINDS, read_recipe, recipe_names, recipe_schema
     from sightbridge.config.recipe import Recipe
 
+    if launcher:
+        typer.echo(str(find_launcher(launcher)))
+        return
     if schema:
         typer.echo(json.dumps(recipe_schema([Recipe, *(kind for kind, _ in KINDS.values())]), indent=2))
         return

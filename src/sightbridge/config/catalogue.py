@@ -1,4 +1,4 @@
-"""The recipes shipped in the package, by name."""
+"""What is shipped in the package, by name: recipes, and configuration files of launchers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from sightbridge.errors import SettingsError, nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 """Folder of the shipped recipes; ``tiny/random.yaml`` in it has the name ``tiny/random``."""
+LAUNCHERS = Path(__file__).parent.parent / "launch"
+"""Folder of the shipped configuration files for ``accelerate launch``."""
 
 
 def recipe_names() -> list[str]:
@@ -33,3 +35,15 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
         f"unknown recipe '{name}'.{nearest(name, names)} 'sightbridge recipes' lists them; "
         "a file of your own ends in .yaml"
     )
+
+
+def find_launcher(name: str) -> Path:
+    """File of a shipped configuration for ``accelerate launch``.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    names = sorted(path.stem for path in LAUNCHERS.glob("*.yaml"))
+    if name not in names:
+        raise SettingsError(f"unknown launcher '{name}'; there are {', '.join(names)}.{nearest(name, names)}")
+    return LAUNCHERS / f"{name}.yaml"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -53,6 +53,8 @@ def use_launcher(accelerator: Accelerator) -> Accelerator:
         if accelerator.distributed_type == DistributedType.MULTI_CPU:
             accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
             accelerator.state.distributed_type = DistributedType.FSDP
+            # accelerate copies this one over the other whenever anything asks for its state
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     return accelerator
 
 
@@ -124,7 +126,12 @@ def clip_gradients(accelerator: Accelerator, parameters: list[Tensor], clip_norm
     """
     if uses_deepspeed(accelerator):
         return 0.0
-    norm = accelerator.clip_grad_norm_(parameters, float("inf") if clip_norm is None else clip_norm)
+    most = float("inf") if clip_norm is None else clip_norm
+    if accelerator.is_fsdp2:  # accelerate would compare the slices of unlike weights, and fail
+        accelerator.unscale_gradients()
+        norm = nn.utils.clip_grad_norm_(parameters, most)
+    else:
+        norm = accelerator.clip_grad_norm_(parameters, most)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,1 @@
+"""Configuration files for ``accelerate launch``; see docs/distributed.md."""
