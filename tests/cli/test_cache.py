@@ -88,6 +88,34 @@ def test_stored_views_are_those_of_the_first_epochs(workplace: Workplace, tmp_pa
     assert train(workplace, tmp_path / "fewer", *fewer)[:4] == with_cache[:4]
 
 
+def test_pictures_opened_the_fast_way_have_features_of_their_own(
+    workplace: Workplace, tmp_path: Path, cache: Path
+) -> None:
+    stored = ["data.decode=fast", f"data.cache={cache}", "data.cache_dtype=float32"]
+    assert run_command("cache", "tiny/random", *workplace.overrides, *stored) == 0
+    entries = [entry for path in shards(cache) for entry in read_entries(open_shard(path))]
+    assert sorted(entry.partition("/")[2] for entry in entries) == [""] * 4 + ["fast"] * 8
+    without = train(workplace, tmp_path / "without", stored[0])
+    assert train(workplace, tmp_path / "with", *stored) == pytest.approx(without, rel=CLOSE)
+    assert train(workplace, tmp_path / "exact") != pytest.approx(without, rel=CLOSE)
+
+
+def test_a_resumed_run_goes_on_with_its_cache(workplace: Workplace, tmp_path: Path, cache: Path) -> None:
+    pretrained = tmp_path / "pretrained"
+    train(workplace, pretrained, *QFORMER[:2])
+    stored = [*QFORMER, f"training.init_from={pretrained / 'model'}", f"data.cache={cache}", "training.save_every=1"]
+    assert run_command("cache", "tiny/random", *workplace.overrides, *stored) == 0
+    straight = train(workplace, tmp_path / "straight", *stored)
+    interrupted = [*workplace.overrides, *LEARN, *stored]
+    out = tmp_path / "interrupted"
+    shutil.copytree(tmp_path / "straight", out)
+    for path in (out / "checkpoints").iterdir():
+        if path.name != "step-00000001":
+            shutil.rmtree(path)
+    assert run_command("train", "tiny/random", *interrupted, "--out", out, "--resume") == 0
+    assert losses(out) == straight
+
+
 def test_a_run_stops_before_its_first_step_if_anything_differs(
     workplace: Workplace, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

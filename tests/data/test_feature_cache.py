@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import signal
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import DataError, ImageError, SettingsError
+from sightbridge.images.load import FileSlice
 from sightbridge.text.turns import Turn
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "llava" / "tokenizers" / "llama"
@@ -89,6 +90,24 @@ def test_a_second_build_makes_and_reads_nothing(tmp_path, pictures, monkeypatch)
     build(tmp_path / "cache", pictures)
     monkeypatch.setattr(picture_hashes, "read_bytes", None)
     assert build(tmp_path / "cache", pictures)[0] == 0
+
+
+def test_pictures_inside_a_larger_file_are_remembered_too(tmp_path, pictures, monkeypatch):
+    contents = [path.read_bytes() for path in pictures]
+    (tmp_path / "all.tar").write_bytes(b"".join(contents))
+    ends = list(accumulate(map(len, contents)))
+    slices = [
+        FileSlice(tmp_path / "all.tar", end - len(data), len(data)) for end, data in zip(ends, contents, strict=True)
+    ]
+    hashes = PictureHashes(tmp_path)
+    hashes.learn(slices)
+    assert [hashes.of(part) for part in slices] == [hashes.of(path) for path in pictures]
+    monkeypatch.setattr(picture_hashes, "read_bytes", None)
+    assert PictureHashes(tmp_path).of(slices[3]) == hashes.of(pictures[3])
+    (tmp_path / "all.tar").write_bytes(b"")
+    monkeypatch.undo()
+    with pytest.raises(ImageError, match=r"all\.tar.*ends inside"):
+        PictureHashes(tmp_path).of(slices[3])
 
 
 def test_a_changed_picture_is_another(tmp_path, pictures):

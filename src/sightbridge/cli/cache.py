@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -14,18 +14,16 @@ from sightbridge.cli.arguments import OverridesArgument, RecipeArgument
 from sightbridge.cli.console import console, new_table, show_table
 
 if TYPE_CHECKING:
-    import click
+    from rich.table import Table
 
     from sightbridge.config.load import LoadedRecipe
-    from sightbridge.training.cache_run import CachePlan, CacheResult
+    from sightbridge.training.cache_run import CachePlan, CacheResult, Progress
 
 
 class _BuildUnlessNamed(TyperGroup):
     """``cache RECIPE`` is ``cache build RECIPE``."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands:
             args = ["build", *args]
         return super().resolve_command(ctx, args)
@@ -74,13 +72,13 @@ def build(
 def _read(recipe: str, overrides: list[str]) -> LoadedRecipe:
     """The recipe, with a folder for its cache in any case."""
     from sightbridge.config.load import read_recipe
-    from sightbridge.config.recipe import Recipe
+    from sightbridge.config.qformer_recipe import ModelRecipe
     from sightbridge.errors import SettingsError
     from sightbridge.training.cache_run import DEFAULT_FOLDER
     from sightbridge.training.frozen_prefix import MEMORY
 
     loaded = read_recipe(recipe, overrides)
-    if not isinstance(loaded.recipe, Recipe):
+    if not isinstance(loaded.recipe, ModelRecipe):
         raise SettingsError(f"'{recipe}' trains no bridge behind a frozen vision tower, so there is nothing to store")
     if loaded.recipe.data.cache in (None, MEMORY):
         loaded = read_recipe(recipe, [*overrides, f"data.cache={DEFAULT_FOLDER}"])
@@ -93,27 +91,32 @@ def _is_main() -> bool:
     return PartialState().is_main_process
 
 
-def _progress(dry_run: bool) -> Callable[[CachePlan], object]:
+def _progress(dry_run: bool) -> Progress:
     """Say what is going to happen, then show a bar while it does."""
 
     @contextmanager
     def shown(plan: CachePlan) -> Iterator[Callable[[int], None]]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich import progress
 
         main = _is_main()
         if main:
             show_table(_plan_table(plan))
         terminal = console(stderr=True)
-        columns = (TextColumn("encoding pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            progress.TextColumn("encoding pictures"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+        )
         hidden = dry_run or not main or not terminal.is_terminal
-        with Progress(*columns, console=terminal, transient=True, disable=hidden) as progress:
-            task = progress.add_task("", total=plan.missing)
-            yield lambda pictures: progress.advance(task, pictures)
+        with progress.Progress(*columns, console=terminal, transient=True, disable=hidden) as bar:
+            task = bar.add_task("", total=plan.missing)
+            yield lambda pictures: bar.advance(task, pictures)
 
     return shown
 
 
-def _plan_table(plan: CachePlan):
+def _plan_table(plan: CachePlan) -> Table:
     table = new_table("features", "")
     behind = {"tower": "the vision tower", "connector.read": "the vision tower and the connector's read"}
     table.add_row("output of", behind[plan.prefix])
@@ -136,9 +139,9 @@ def size_text(nbytes: float) -> str:
 
 
 def _report(result: CacheResult, loaded: LoadedRecipe, recipe: str) -> None:
-    from sightbridge.config.recipe import Recipe
+    from sightbridge.config.qformer_recipe import ModelRecipe
 
-    assert isinstance(loaded.recipe, Recipe)
+    assert isinstance(loaded.recipe, ModelRecipe)
     out = console()
     for reason in list(result.bad.values())[:5]:
         out.print(f"cannot be used: {reason}", soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from sightbridge.config.data import CacheDtype
 from sightbridge.config.model import ImageSettings
 from sightbridge.data.record import Record
 from sightbridge.errors import ImageError, SettingsError
+from sightbridge.images.fast import TRAIN_TRANSFORMS
 from sightbridge.images.load import ImageSource, image_key, load_image
-from sightbridge.images.transforms import ImageTransform, train_transform
+from sightbridge.images.transforms import ImageTransform, normalise
 
 Encode = Callable[[Tensor], Tensor]
 """Pixels (n, 3, H, W) to features (n, S, C): what is frozen of a model, on whatever device it lives."""
@@ -51,27 +53,37 @@ class Views:
         image: how pictures become pixels.
         seed: of the draws, as for ``TrainTransform``.
         stored: views per picture; ``None`` = the fixed transform alone.
+        decode: how pictures are opened for training; validation sees them through the exact transform.
 
     Raises ``SettingsError`` if training draws a new view in every epoch and no number of views is given.
     """
 
-    def __init__(self, image: ImageSettings, seed: int = 0, stored: int | None = None) -> None:
+    def __init__(
+        self,
+        image: ImageSettings,
+        seed: int = 0,
+        stored: int | None = None,
+        decode: Literal["exact", "fast"] = "exact",
+    ) -> None:
         check_views(image, stored)
         self.image = image
         self.seed = seed
         self.stored = stored if image.augment != "none" else None
         self._fixed = ImageTransform(image)
-        self._drawn = train_transform(image, seed)
+        self._decode = decode
+        self._training = TRAIN_TRANSFORMS[decode](image, seed)
 
     def seen(
         self, source: ImageSource, *, training: bool = False, epoch: int = 0, record_id: str = "", position: int = 0
     ) -> View:
         """The view of ``source``, picture ``position`` of record ``record_id``, that is seen in ``epoch``."""
-        if not training or self.stored is None:
+        if not training:
             return View(source)
+        if self.stored is None:
+            return View(source, drawn="fast" if self._decode == "fast" else "")
         number = epoch % self.stored
         crop = f"{self.image.augment} {self.image.crop_scale[0]:g} {self.image.crop_scale[1]:g}"
-        drawn = f"{crop}/{self.seed}/{number}/{position}/{record_id}"
+        drawn = f"{self._decode} {crop}/{self.seed}/{number}/{position}/{record_id}"
         return View(source, number, record_id, position, drawn)
 
     def of(self, records: Iterable[Record], training: bool) -> Iterator[View]:
@@ -82,11 +94,13 @@ class Views:
                     yield self.seen(source, training=training, epoch=number, record_id=record.id, position=position)
 
     def open(self, view: View) -> Tensor:
-        """Pixels (3, size, size) of a view. Raises ``ImageError`` for a picture that cannot be opened."""
-        image = load_image(view.source)
+        """Normalised pixels (3, size, size) of a view; raises ``ImageError`` for a picture that cannot be opened."""
         if not view.drawn:
-            return self._fixed(image)
-        return self._drawn(image, epoch=view.number, record_id=view.record_id, position=view.position)
+            return self._fixed(load_image(view.source))
+        pixels = self._training.open(view.source, epoch=view.number, record_id=view.record_id, position=view.position)
+        if pixels.dtype == torch.uint8:  # as the tower would normalise them
+            return normalise(pixels[None], self.image.mean, self.image.std)[0]
+        return pixels
 
 
 def check_views(image: ImageSettings, stored: int | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 import sightbridge
 from sightbridge.config.load import LoadedRecipe
@@ -22,12 +23,12 @@ from sightbridge.data.feature_cache_build import build_entries
 from sightbridge.data.feature_store import Encode, Views, entry_bytes, to_dtype
 from sightbridge.data.picture_hashes import PictureHashes
 from sightbridge.errors import DataError
-from sightbridge.models.kinds import AnyModel, build_any
-from sightbridge.models.parts import set_trainable
+from sightbridge.images.load import image_key
+from sightbridge.models.kinds import AnyModel
 from sightbridge.training.features import cache_key, make_encode, make_views, wanted_views
 from sightbridge.training.loop import make_accelerator
 from sightbridge.training.preflight import Checked, check_run
-from sightbridge.training.run import progress_bars
+from sightbridge.training.run import build_start, progress_bars
 
 DEFAULT_FOLDER = "feature_cache"
 """Where features go if the recipe says nothing, relative to the working directory."""
@@ -83,7 +84,7 @@ def build_recipe_cache(
     assert isinstance(recipe, ModelRecipe)
     accelerator = make_accelerator(recipe.training.precision)
     checked = check_run(loaded, progress_bars(shown=accelerator.is_main_process))
-    model = build_frozen(loaded)
+    model = build_start(loaded, recipe, Console(quiet=True))
     encode = make_encode(recipe, model, accelerator)
     views = make_views(recipe)
     cache = _open(recipe, model, checked, views, loaded.name, accelerator)
@@ -111,16 +112,6 @@ def build_recipe_cache(
     return CacheResult(plan, bad)
 
 
-def build_frozen(loaded: LoadedRecipe) -> AnyModel:
-    """The recipe's model as training begins with it."""
-    recipe = loaded.recipe
-    assert isinstance(recipe, ModelRecipe)
-    with loaded.locating():
-        model = build_any(recipe.model, seed=recipe.training.seed)
-        set_trainable(model, recipe.training.parts)
-    return model
-
-
 def _open(
     recipe: ModelRecipe,
     model: AnyModel,
@@ -145,7 +136,7 @@ def _open(
         )
     accelerator.wait_for_everyone()
     cache = FeatureCache(folder, key, views)
-    sources = list({str(view.source): view.source for view in wanted_views(checked, views)}.values())
+    sources = list({image_key(view.source): view.source for view in wanted_views(checked, views)}.values())
     cache.hashes.learn(sources[accelerator.process_index :: accelerator.num_processes], accelerator.process_index)
     accelerator.wait_for_everyone()
     cache.hashes.reload()
@@ -185,7 +176,7 @@ def used_entries(folder: Path, recipes: Sequence[LoadedRecipe]) -> dict[str, set
         recipe = loaded.recipe
         assert isinstance(recipe, ModelRecipe)
         checked, views = check_run(loaded), make_views(recipe)
-        key = cache_key(recipe, build_frozen(loaded))
+        key = cache_key(recipe, build_start(loaded, recipe, Console(quiet=True)))
         entries = FeatureCache(folder, key, views, hashes).entries(wanted_views(checked, views))
         used.setdefault(key.folder, set()).update(entries)
     return used

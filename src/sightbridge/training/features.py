@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sightbridge.checkpoints.weights import unique_tensors
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
+from sightbridge.config.recipe import Recipe
 from sightbridge.data.feature_cache import CacheKey, FeatureCache, check_cache_folder, open_cache
 from sightbridge.data.feature_store import Encode, FeatureStore, MemoryFeatures, View, Views
 from sightbridge.errors import DataError, ImageError
@@ -55,9 +56,10 @@ def cache_key(recipe: ModelRecipe, model: AnyModel | None = None) -> CacheKey:
     parts: dict[str, Any] = {"vision_tower": tower}
     weights = {} if model is None else {"vision_tower": weights_hash(model.vision_tower)}
     if prefix == "connector.read":
+        assert isinstance(recipe, Recipe), "a first stage has no connector"
         parts["connector"] = {"kind": recipe.model.connector.kind, **recipe.model.connector.options}
         if model is not None:
-            weights["connector"] = weights_hash(model.connector, leave_out="output.")
+            weights["connector"] = weights_hash(model.get_submodule("connector"), leave_out="output.")
     for name in parts:
         if getattr(recipe.training.parts, name).fp32:
             parts[name]["fp32"] = True
@@ -82,7 +84,7 @@ def weights_hash(part: nn.Module, leave_out: str = "\0") -> str:
         if not name.startswith(leave_out) and "position" not in name:
             tensor = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -114,7 +116,7 @@ def make_features(
 
 def make_views(recipe: ModelRecipe) -> Views:
     """The views of pictures that a run sees."""
-    return Views(recipe.model.image, recipe.training.seed, recipe.data.cache_views)
+    return Views(recipe.model.image, recipe.training.seed, recipe.data.cache_views, recipe.data.decode)
 
 
 def wanted_views(checked: Checked, views: Views) -> Iterator[View]:

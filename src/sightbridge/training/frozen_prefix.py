@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sightbridge.config.qformer_recipe import ModelRecipe
+from sightbridge.config.recipe import Recipe
 from sightbridge.data.feature_store import check_views
 from sightbridge.errors import SettingsError
 from sightbridge.models.connectors import CONNECTORS, check_connector
@@ -14,15 +15,14 @@ MEMORY = "memory"
 
 def frozen_prefix(recipe: ModelRecipe) -> FrozenPrefix | None:
     """What ``VisionLanguageModel.frozen_prefix`` will say of the recipe's model, before there is one."""
-    parts = recipe.training.parts
-    if parts.vision_tower.train != "frozen":
+    if recipe.training.parts.vision_tower.train != "frozen":
         return None
-    connector = getattr(recipe.model, "connector", None)
-    if connector is None:
+    if not isinstance(recipe, Recipe):
         return "tower"
+    connector, training = recipe.model.connector, recipe.training.parts.connector
     takes_text = getattr(check_connector(connector), "text_input", False)
     splits = hasattr(CONNECTORS[connector.kind][1], "read") and not takes_text
-    stays = parts.connector.train == "frozen" or parts.connector.only == ["output"]
+    stays = training.train == "frozen" or training.only == ["output"]
     return "connector.read" if splits and stays else "tower"
 
 
