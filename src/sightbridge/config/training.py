@@ -99,6 +99,7 @@ class TrainingSettings(Settings):
     evaluate_every: int | None = Field(
         default=None, ge=1, description="optimiser steps between evaluations; null = at the end"
     )
+    evaluate_first: bool = Field(default=False, description="evaluate before the first step, too")
     save_every: int | None = Field(
         default=None, ge=1, description="optimiser steps between checkpoints; null = at the end"
     )

@@ -6,31 +6,25 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 
 from sightbridge.config.training import OptimSettings, Precision, TrainingSettings
-from sightbridge.errors import DataError, SettingsError, SightbridgeError, nearest
+from sightbridge.errors import DataError, SettingsError, SightbridgeError
 from sightbridge.models.memory import memory_settings
 from sightbridge.training.checkpoints import Checkpoint, Checkpoints
 from sightbridge.training.log import Meter, RunLog
+from sightbridge.training.milestones import Evaluate, Milestones, Save, due
 from sightbridge.training.optim import build_optimizer
 from sightbridge.training.schedule import learning_rate
-from sightbridge.training.sharding import (
-    Prepared,
-    asks_for_deepspeed,
-    outside_training,
-    prepare,
-    use_launcher,
-    whole_model,
-)
+from sightbridge.training.sharding import launcher_options, prepare, use_launcher
 from sightbridge.training.state import Progress, RunState, Stateful
 from sightbridge.training.step import StepResult, TrainingBatch, training_step
 
@@ -47,12 +41,6 @@ class Batches(Protocol):
         """The batches of one epoch but for the first ``skip``, in an order fixed by the seed and the epoch's number."""
         ...
 
-
-Evaluate = Callable[[nn.Module, int], dict[str, Any]]
-"""Called with the bare model (in evaluation mode) and the steps taken; what it returns goes into the log."""
-
-Save = Callable[[nn.Module, int], None]
-"""Called on the main process with the bare model (a copy if it is sharded) and the steps taken; writes atomically."""
 
 MOST_OVERFLOWS = 20
 """Steps in a row that fp16's gradient may overflow in: by then the loss is scaled by 2^-4 instead of 2^16."""
@@ -90,59 +78,56 @@ def train(
     """
     accelerator = accelerator or make_accelerator(training.precision)
     training = with_accumulation(training, accelerator.num_processes)
-    total = total_steps(training, batches.batches_per_epoch)
-    optimizer = build_optimizer(model, training.parts, optim)
-    prepared = prepare(accelerator, model, optimizer, training, optim)
-    bare = accelerator.unwrap_model(prepared.model)
-    set_seed(training.seed, device_specific=True)  # dropout must not repeat itself on every process
-    progress, meter = Progress(), Meter()
-    state = RunState(accelerator, prepared, progress, meter, total, batches.batches_per_epoch, data)
-    if resume:
-        state.read(resume.folder, resume.state)
-        if progress.step >= total:
-            raise SettingsError(
-                f"the run has taken {progress.step} steps already; give more than that to go on", key="training.steps"
-            )
-
+    state = _start(model, batches, training, optim, accelerator, data, resume)
+    progress, meter, prepared, total = state.progress, state.meter, state.prepared, state.total_steps
+    main_process = accelerator.is_main_process
     log = RunLog(
-        folder,
-        total,
-        main_process=accelerator.is_main_process,
-        tensorboard=training.tensorboard,
-        title=title,
-        step=progress.step,
+        folder, total, main_process=main_process, tensorboard=training.tensorboard, title=title, step=progress.step
     )
+    milestones = Milestones(training, state, log, evaluate, save, checkpoints)
     stream = _step_batches(batches, training.accumulation, progress)
+    bare = accelerator.unwrap_model(prepared.model)
     with log, memory_settings(bare, training.parts, training.precision):
         prepared.model.train()
+        with meter.paused():
+            milestones.before_first_step()
         while progress.step < total:
-            rates = set_rates(prepared.optimizer, progress.step, total, optim, training, batches.batches_per_epoch)
-            result, waited = _take_step(accelerator, prepared, stream, optim)
-            progress.step += 1
-            _count_overflows(progress, result)
+            rates = set_rates(prepared.optimizer, state, optim, training.accumulation)
+            result, waited = _take_step(state, stream, optim)
             meter.add(result, waited)
             log.advance()
-            last = progress.step == total
-            if last or _due(progress.step, training.log_every):
+            if progress.step == total or due(progress.step, training.log_every):
                 log.write("train", progress.step, meter.summary() | rates)
                 meter.reset()
             with meter.paused():
-                better = False
-                if evaluate and (last or _due(progress.step, training.evaluate_every)):
-                    values = _evaluate(evaluate, accelerator, prepared, progress.step)
-                    log.write("evaluation", progress.step, values)
-                    better = training.best is not None and _is_best(values, training, progress)
-                due = last or _due(progress.step, training.save_every)
-                if save and (better if training.best else due):
-                    whole = whole_model(accelerator, prepared)
-                    if whole is not None:
-                        save(whole, progress.step)
-                if checkpoints and (due or better):
-                    log.flush()
-                    checkpoints.write(state)
+                milestones.after_step()
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(prepared.model, keep_fp32_wrapper=False).eval()  # takes autocast off the model's forward
     return log.history
+
+
+def _start(
+    model: nn.Module,
+    batches: Batches,
+    training: TrainingSettings,
+    optim: OptimSettings,
+    accelerator: Accelerator,
+    data: Stateful | None,
+    resume: Checkpoint | None,
+) -> RunState:
+    """Model and optimiser ready for the first step, or for the one after the checkpoint."""
+    total = total_steps(training, batches.batches_per_epoch)
+    prepared = prepare(accelerator, model, build_optimizer(model, training.parts, optim), training, optim)
+    set_seed(training.seed, device_specific=True)  # dropout must not repeat itself on every process
+    state = RunState(accelerator, prepared, Progress(), Meter(), total, batches.batches_per_epoch, data)
+    if resume:
+        state.read(resume.folder, resume.state)
+        if state.progress.step >= total:
+            raise SettingsError(
+                f"the run has taken {state.progress.step} steps already; give more than that to go on",
+                key="training.steps",
+            )
+    return state
 
 
 def make_accelerator(precision: Precision) -> Accelerator:
@@ -157,10 +142,8 @@ def make_accelerator(precision: Precision) -> Accelerator:
     no_gpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
     if precision == "fp16" and no_gpu:
         raise SettingsError("fp16 needs a GPU, and there is none here; use fp32 or bf16", key="training.precision")
-    accelerator = Accelerator(
-        cpu=no_gpu and not asks_for_deepspeed(), mixed_precision="no" if precision == "fp32" else precision
-    )
-    return use_launcher(accelerator)
+    half = "no" if precision == "fp32" else precision
+    return use_launcher(Accelerator(mixed_precision=half, **launcher_options(no_gpu)))
 
 
 def with_accumulation(training: TrainingSettings, processes: int) -> TrainingSettings:
@@ -198,17 +181,13 @@ def total_steps(training: TrainingSettings, batches_per_epoch: float) -> int:
 
 
 def set_rates(
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    total: int,
-    optim: OptimSettings,
-    training: TrainingSettings,
-    batches_per_epoch: float,
+    optimizer: torch.optim.Optimizer, state: RunState, optim: OptimSettings, accumulation: int
 ) -> dict[str, float]:
-    """Set every group's learning rate for the step with this index; returns each part's (its fastest layer's)."""
+    """Set every group's learning rate for the next step; returns each part's (its fastest layer's)."""
     rates: dict[str, float] = {}
+    steps_per_epoch = state.batches_per_epoch / accumulation
     for group in optimizer.param_groups:
-        rate = learning_rate(step, total, optim, group["peak_lr"], batches_per_epoch / training.accumulation)
+        rate = learning_rate(state.progress.step, state.total_steps, optim, group["peak_lr"], steps_per_epoch)
         group["lr"] = rate * group["lr_scale"]
         name = f"lr/{group['name'].split('/')[0]}"
         rates[name] = max(rates.get(name, 0.0), group["lr"])
@@ -231,13 +210,17 @@ def _step_batches(batches: Batches, accumulation: int, place: Progress) -> Itera
 
 
 def _take_step(
-    accelerator: Accelerator, prepared: Prepared, stream: Iterator[list[TrainingBatch]], optim: OptimSettings
+    state: RunState, stream: Iterator[list[TrainingBatch]], optim: OptimSettings
 ) -> tuple[StepResult, float]:
     """One optimiser step on the next batches, and the seconds spent waiting for them."""
     asked = time.perf_counter()
     micro_batches = next(stream)
     waited = time.perf_counter() - asked
-    return training_step(accelerator, prepared.model, prepared.optimizer, micro_batches, optim.clip_norm), waited
+    prepared = state.prepared
+    result = training_step(state.accelerator, prepared.model, prepared.optimizer, micro_batches, optim.clip_norm)
+    state.progress.step += 1
+    _count_overflows(state.progress, result)
+    return result, waited
 
 
 def _count_overflows(progress: Progress, result: StepResult) -> None:
@@ -249,36 +232,3 @@ def _count_overflows(progress: Progress, result: StepResult) -> None:
             "the loss was scaled down each time: the model computes numbers that float16 cannot hold. Use "
             "training.precision=bf16 or fp32, or keep what overflows in float32 (training.parts.PART.fp32=true)."
         )
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
-
-
-def _evaluate(evaluate: Evaluate, accelerator: Accelerator, prepared: Prepared, step: int) -> dict[str, Any]:
-    model = accelerator.unwrap_model(prepared.model)
-    model.eval()
-    with torch.no_grad(), outside_training(accelerator, prepared.model):
-        values = evaluate(model, step)
-    model.train()
-    return values
-
-
-def _is_best(values: dict[str, Any], training: TrainingSettings, progress: Progress) -> bool:
-    """Whether an evaluation is better than all before it, by the main process's word; ``progress`` keeps it then."""
-    (found,) = broadcast_object_list([values])
-    assert training.best is not None and found is not None
-    if training.best not in found:
-        known = list(found)
-        raise SettingsError(
-            f"the evaluations measure no '{training.best}', only {', '.join(known)}.{nearest(training.best, known)}",
-            key="training.best",
-        )
-    value = found[training.best]
-    if value is None or not math.isfinite(value):
-        return False
-    sign = 1 if training.best_mode == "max" else -1
-    if progress.best is not None and sign * value <= sign * progress.best:
-        return False
-    progress.best, progress.best_step = value, progress.step
-    return True
