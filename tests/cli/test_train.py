@@ -31,6 +31,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def test_a_run_leaves_settings_environment_log_and_model(workplace: Workplace) -> None:
     run = workplace.run
     expected = {"settings.yaml", "environment.json", "log.jsonl", "model", "checkpoints"}
+    expected |= {"report.html", "curves.png", "samples.jsonl"}
     assert {path.name for path in run.iterdir()} == expected
     assert load_recipe(run / "settings.yaml") == load_recipe("tiny/random", workplace.overrides)
     environment = json.loads((run / "environment.json").read_text())
@@ -79,7 +80,8 @@ def test_kept_features_and_a_second_run_change_nothing(
 def test_extra_evaluation_and_saves_on_the_way(workplace: Workplace, tmp_path: Path) -> None:
     seen = []
 
-    def evaluate(model, processor, step) -> dict[str, float]:
+    def evaluate(model, processor, records, step) -> dict[str, float]:
+        assert len(records) == 0
         seen.append((step, model.training, processor.tokens_per_image))
         return {"extra": step / 2}
 
@@ -93,6 +95,48 @@ def test_extra_evaluation_and_saves_on_the_way(workplace: Workplace, tmp_path: P
     ]
     manifest = json.loads((tmp_path / "run" / "model" / "sightbridge.json").read_text())
     assert manifest["provenance"] == {"recipe": "tiny/random", "steps": 2, "seed": 0}
+
+
+def test_answers_are_measured_before_the_first_step_and_after_the_last(workplace: Workplace, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["training.evaluate_first=true", "evaluation={metrics: [accuracy, cider], records: 2}"]
+    assert run_command("train", "tiny/random", *workplace.overrides, *options, "--out", run) == 0
+    evaluations = [line for line in read_log(run) if line["kind"] == "evaluation"]
+    assert [line["step"] for line in evaluations] == [0, 3]
+    assert all({"validation_loss", "accuracy", "cider"} < set(line) for line in evaluations)
+    assert evaluations[0]["validation_loss"] != evaluations[1]["validation_loss"]
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert samples and all(Path(sample["images"][0]).is_file() and sample["truth"] for sample in samples)
+
+
+def test_metrics_need_records(workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["data.validation=[]", "evaluation.metrics=[cider]"]
+    assert run_command("train", "tiny/random", *workplace.overrides, *options, "--out", tmp_path / "run") == 1
+    assert "evaluation.metrics: there are no records to answer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_chain_trains_one_run_from_another(
+    workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = tmp_path / "chain.yaml"
+    steps = [
+        {"name": "first", "recipe": "tiny/random"},
+        {"name": "second", "recipe": "tiny/random", "start": "first", "change": {"evaluation": {"metrics": ["cider"]}}},
+    ]
+    chain.write_text(json.dumps({"chain": steps, "every": {"training": {"evaluate_first": True}}}))
+    common = [f"every.{override}" for override in workplace.overrides if not override.startswith("data.")]
+    rows = [
+        {"format": "llava", "path": str(workplace.scenes / name), "images": str(workplace.scenes)}
+        for name in ("train.json", "test.json")
+    ]
+    data = [f"every.data.{part}={json.dumps([row])}" for part, row in zip(("train", "validation"), rows, strict=True)]
+    assert run_command("train", chain, *common, *data, "--out", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "cider" in out and "second" in out and "taken: " in out
+    first, second = json.loads((tmp_path / "run" / "chain.json").read_text())
+    assert second["before"]["validation_loss"] == pytest.approx(first["after"]["validation_loss"], abs=1e-6)
+    assert second["after"]["validation_loss"] != second["before"]["validation_loss"]
 
 
 def test_parts_and_losses_are_shown(

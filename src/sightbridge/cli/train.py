@@ -28,7 +28,7 @@ def train(
     """Train what a recipe says, and save the model.
 
     Settings, data, pictures and targets are checked first. The run's folder holds the model in 'model', the settings
-    in 'settings.yaml' (a recipe itself), and a log in 'log.jsonl'.
+    in 'settings.yaml' (a recipe itself), a log in 'log.jsonl', and a page with curves and answers in 'report.html'.
 
     A run that was killed goes on with --resume where its newest checkpoint was written, exactly as if it had never
     stopped. Settings may change if the model and the order of the records stay; what changed is shown.
@@ -39,7 +39,9 @@ def train(
       sightbridge train tiny/decoder-mlp data.root=scenes optim.lr=1e-3 --out runs/slower
       sightbridge train my_recipe.yaml training.steps=100 --overwrite
       sightbridge train my_recipe.yaml training.save_every=500 --resume
+      sightbridge train tiny/blip2-chain        several runs, one from another
     """
+    from sightbridge.config.chain import ChainRecipe
     from sightbridge.config.load import read_recipe
     from sightbridge.config.parent import ParentRecipe
 
@@ -51,6 +53,8 @@ def train(
         if resume:
             raise SettingsError("parents are trained in one go and cannot be resumed; leave --resume away")
         _train_parent(loaded, loaded.recipe, folder, overwrite)
+    elif isinstance(loaded.recipe, ChainRecipe):
+        _train_chain(loaded, folder, overwrite, resume)
     else:
         _train_model(loaded, folder, overwrite, resume)
 
@@ -66,11 +70,45 @@ def _train_model(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bo
     from accelerate import PartialState
 
     from sightbridge.config.qformer_recipe import QFormerRecipe
-    from sightbridge.training.run import run_recipe
 
-    history = run_recipe(loaded, folder, overwrite=overwrite, resume=resume, console=console())
+    history = _run(loaded, folder, overwrite, resume)
     if PartialState().is_main_process:
         _report(history, folder, first_stage=isinstance(loaded.recipe, QFormerRecipe))
+
+
+def _run(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> list[dict[str, Any]]:
+    """Train one recipe, measuring its answers by the metrics that it names."""
+    from sightbridge.config.recipe import Recipe
+    from sightbridge.evaluation.answers import measure_answers
+    from sightbridge.training.run import run_recipe
+
+    recipe = loaded.recipe
+    evaluate = None
+    if isinstance(recipe, Recipe) and recipe.evaluation.metrics:
+
+        def evaluate(model: Any, processor: Any, records: Any, step: int) -> dict[str, float]:
+            return measure_answers(model, processor, records, recipe.evaluation, recipe.generation)
+
+    return run_recipe(loaded, folder, overwrite=overwrite, resume=resume, evaluate=evaluate, console=console())
+
+
+def _train_chain(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> None:
+    from sightbridge.training.chain import run_chain
+
+    def run_step(step: LoadedRecipe, step_folder: Path) -> list[dict[str, Any]]:
+        return _run(step, step_folder, overwrite, resume)
+
+    results = run_chain(loaded, folder, run_step, console())
+    table = new_table("run", "steps", "measured", "before", "after")
+    for result in results:
+        for name, after in result.after.items():
+            if "loss" not in name:
+                before = result.before.get(name)
+                table.add_row(
+                    result.name, str(result.steps), name, "" if before is None else f"{before:.3f}", f"{after:.3f}"
+                )
+    show_table(table)
+    console().print(f"Every run has its page: {folder}/RUN/report.html", soft_wrap=True)
 
 
 def _report(history: list[dict[str, Any]], folder: Path, first_stage: bool) -> None:
@@ -92,6 +130,7 @@ def _report(history: list[dict[str, Any]], folder: Path, first_stage: bool) -> N
         return
     out.print(f"The model is in {folder / 'model'}. Ask it something:", soft_wrap=True)
     out.print(f'  sightbridge ask {folder / "model"} PICTURE "QUESTION"', soft_wrap=True)
+    out.print(f"The run's page: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _report_matching(history: list[dict[str, Any]]) -> None:

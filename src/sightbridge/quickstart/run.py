@@ -95,7 +95,7 @@ def run_quickstart(settings: QuickstartSettings, console: Console) -> dict[str, 
     probe = random.Random(0).sample(test, min(PROBE, len(test)))
     fingerprints: list[dict[str, str]] = []
 
-    def evaluate(model: VisionLanguageModel, processor: Processor, step: int) -> dict[str, float]:
+    def evaluate(model: VisionLanguageModel, processor: Processor, _: object, step: int) -> dict[str, float]:
         fingerprints.append(frozen_fingerprints(model))
         answers = ask_all(model, processor, probe)
         return {"accuracy": sum(answer.right for answer in answers) / len(answers)}

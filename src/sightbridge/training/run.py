@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from accelerate import Accelerator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
@@ -19,24 +20,31 @@ from sightbridge.checkpoints.init_from import init_from
 from sightbridge.config.base import Settings
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
-from sightbridge.config.training import TrainingSettings
+from sightbridge.config.recipe import Recipe
+from sightbridge.data.processor import Processor
+from sightbridge.data.record import Record
 from sightbridge.errors import SettingsError
 from sightbridge.models.build import part_summary
 from sightbridge.models.kinds import AnyModel, build_any
 from sightbridge.models.parts import set_trainable
-from sightbridge.training.checkpoints import Checkpoints
+from sightbridge.models.vlm import VisionLanguageModel
+from sightbridge.training.checkpoints import Checkpoint, Checkpoints
 from sightbridge.training.features import check_cache_is_there, make_features
 from sightbridge.training.log import LOG, read_log
-from sightbridge.training.loop import Evaluate, Save, make_accelerator, train, with_accumulation
+from sightbridge.training.loop import make_accelerator, train, with_accumulation
+from sightbridge.training.milestones import Evaluate, Save
 from sightbridge.training.order import describe_order
 from sightbridge.training.preflight import Watch, check_run
+from sightbridge.training.report import write_run_report
 from sightbridge.training.resume import is_finished, resume_from
 from sightbridge.training.run_data import RunData
 from sightbridge.training.run_folder import MODEL, check_run_folder, describe_run, start_run_folder
+from sightbridge.training.samples import write_samples
 from sightbridge.training.sharding import uses_deepspeed
 
-EvaluateModel = Callable[[Any, Any, int], dict[str, Any]]
-"""Called with the bare model in evaluation mode, its processor and the steps taken; its values go into the log."""
+EvaluateModel = Callable[[Any, Any, Sequence[Record], int], dict[str, Any]]
+"""Called with the bare model in evaluation mode, its processor, the validation records and the steps taken; its values
+go into the log."""
 
 
 def run_recipe(
@@ -63,16 +71,11 @@ def run_recipe(
     Raises ``SightbridgeError`` for a mistake in settings, data, model sources or the folder, or settings that a resumed
     run cannot have.
     """
-    given = loaded.recipe
+    given, accelerator = loaded.recipe, _find_machine(loaded)
     assert isinstance(given, ModelRecipe), "parents have trainers of their own"
-    with loaded.locating():
-        accelerator = make_accelerator(given.training.precision)
-        training = with_accumulation(given.training, accelerator.num_processes)
-    recipe = given.model_copy(update={"training": training})
-    loaded = replace(loaded, recipe=recipe)
-    if not accelerator.is_main_process:
-        console = Console(quiet=True)
-    console = console or Console(highlight=False)
+    loaded = replace(loaded, recipe=_settle(loaded, accelerator))
+    recipe = cast(ModelRecipe, loaded.recipe)
+    console = (console or Console(highlight=False)) if accelerator.is_main_process else Console(quiet=True)
     watch = progress_bars(shown=accelerator.is_main_process)
 
     check_run_folder(folder, overwrite or resume)
@@ -83,26 +86,20 @@ def run_recipe(
         return read_log(folder / LOG, checkpoint.step)
     checked = check_run(loaded, watch)
     with loaded.locating():
-        check_best(training, bool(checked.validation or evaluate))
+        check_evaluation(recipe, bool(checked.validation), evaluate)
     check_cache_is_there(loaded)
     for line in describe_order(recipe, checked.order):
         console.print(line, soft_wrap=True, markup=False)
     # a resumed run, too: what init_from fills may be frozen, and its checkpoint has what is trained alone
     model = build_start(loaded, recipe, console)
-    checkpoints = Checkpoints(folder, given.model_dump(mode="json"), training.keep_checkpoints)
-    accelerator.wait_for_everyone()  # until then another process may be looking at the folder
-    if accelerator.is_main_process and checkpoint:
-        checkpoints.go_back_to(checkpoint.step)
-        describe_run(folder, given)
-    elif accelerator.is_main_process:
-        start_run_folder(folder, given, overwrite or resume)
-    accelerator.wait_for_everyone()
+    checkpoints = Checkpoints(folder, given.model_dump(mode="json"), recipe.training.keep_checkpoints)
+    _open_folder(folder, given, accelerator, checkpoints, checkpoint, overwrite or resume)
     features = make_features(loaded, checked, model, accelerator, watch)
     if uses_deepspeed(accelerator):
         console.print("DeepSpeed keeps the optimiser's state to itself: this run writes no checkpoints to resume from.")
     data = RunData(recipe, checked, folder, accelerator, features)
 
-    return train(
+    history = train(
         model,
         data.training_batches(),
         recipe.training,
@@ -116,14 +113,64 @@ def run_recipe(
         title=title,
         accelerator=accelerator,
     )
+    if accelerator.is_main_process:
+        _look_back(model, data, folder)
+    return history
 
 
-def check_best(training: TrainingSettings, evaluates: bool) -> None:
-    """Check that there will be evaluations to tell the best model by."""
-    if training.best and not evaluates:
-        raise SettingsError(
-            f"there is no evaluation to measure '{training.best}': give data.validation", key="training.best"
-        )
+def _find_machine(loaded: LoadedRecipe) -> Accelerator:
+    with loaded.locating():
+        return make_accelerator(cast(ModelRecipe, loaded.recipe).training.precision)
+
+
+def _settle(loaded: LoadedRecipe, accelerator: Accelerator) -> ModelRecipe:
+    """The recipe with what depends on the number of processes filled in."""
+    recipe = cast(ModelRecipe, loaded.recipe)
+    with loaded.locating():
+        training = with_accumulation(recipe.training, accelerator.num_processes)
+    return recipe.model_copy(update={"training": training})
+
+
+def _open_folder(
+    folder: Path,
+    given: ModelRecipe,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+    overwrite: bool,
+) -> None:
+    """Make the run's folder, or go back to what it held when the checkpoint was written."""
+    accelerator.wait_for_everyone()  # until then another process may be looking at the folder
+    if accelerator.is_main_process and checkpoint:
+        checkpoints.go_back_to(checkpoint.step)
+        describe_run(folder, given)
+    elif accelerator.is_main_process:
+        start_run_folder(folder, given, overwrite)
+    accelerator.wait_for_everyone()
+
+
+def _look_back(model: AnyModel, data: RunData, folder: Path) -> None:
+    """Write the run's page, with some answers if the model gives any.
+
+    With several processes the model may lie in pieces on all of them, so none is asked.
+    """
+    processor = data.checked.processor
+    alone = data.accelerator.num_processes == 1
+    if alone and isinstance(model, VisionLanguageModel) and isinstance(processor, Processor):
+        generation = cast(Recipe, data.recipe).generation
+        write_samples(model, processor, data.checked.validation or data.checked.train, generation, folder)
+    write_run_report(folder)
+
+
+def check_evaluation(recipe: ModelRecipe, validates: bool, evaluate: EvaluateModel | None) -> None:
+    """Check that there will be something to measure."""
+    if validates:
+        return
+    if recipe.training.best and not evaluate:
+        best = recipe.training.best
+        raise SettingsError(f"there is no evaluation to measure '{best}': give data.validation", key="training.best")
+    if isinstance(recipe, Recipe) and recipe.evaluation.metrics:
+        raise SettingsError("there are no records to answer: give data.validation", key="evaluation.metrics")
 
 
 def build_start(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> AnyModel:
@@ -145,7 +192,7 @@ def _evaluation(data: RunData, extra: EvaluateModel | None) -> Evaluate:
 
     def evaluate(bare: nn.Module, step: int) -> dict[str, Any]:
         values: dict[str, Any] = data.validate(bare) if data.checked.validation else {}
-        return values | (extra(bare, data.checked.processor, step) if extra else {})
+        return values | (extra(bare, data.checked.processor, data.checked.validation, step) if extra else {})
 
     return evaluate
 

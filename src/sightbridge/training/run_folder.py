@@ -4,6 +4,8 @@ RUN/settings.yaml          every setting, defaults included; a recipe itself
 RUN/environment.json       versions, platform, command line
 RUN/log.jsonl              a line per logged step and per evaluation
 RUN/bad_samples.jsonl      records that could not be used, if there were any
+RUN/report.html            the run's page: curves (also in curves.png), answers, settings
+RUN/samples.jsonl          answers to some records, after the last step
 RUN/model                  the model folder, written anew at every save; with training.best, only by a better one
 RUN/checkpoints            what it takes to resume the run exactly, see ``state``
 """
@@ -32,6 +34,9 @@ LEFT_BY_A_RUN = (
     "log.jsonl",
     "bad_samples*.jsonl",
     "tensorboard",
+    "samples.jsonl",
+    "report.html",
+    "curves.png",
     SETTINGS,
     ENVIRONMENT,
 )
