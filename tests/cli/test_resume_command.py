@@ -45,10 +45,17 @@ def options(workplace: Workplace) -> list[str]:
     ]
 
 
-def start(options: list[str], run: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+"""What ``accelerate launch`` puts into the environment for it."""
+
+
+def start(
+    options: list[str], run: Path, processes: int = 1, launcher: dict[str, str] | None = None
+) -> list[subprocess.Popen[bytes]]:
     """The command in processes of its own, with as many threads as here: the order of sums depends on it."""
     command = [sys.executable, "-m", "sightbridge", "train", "tiny/random", *options, "--out", str(run), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "ACCELERATE_USE_CPU": "true"}
+    environment |= launcher or {}
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -101,10 +108,11 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(
 
 
 @pytest.mark.slow
-def test_two_killed_processes_too(options: list[str], tmp_path: Path) -> None:
-    kill_after_checkpoint(start(options, tmp_path / "killed", processes=2), tmp_path / "killed", step=4)
+@pytest.mark.parametrize("launcher", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_killed_processes_too(launcher: dict[str, str], options: list[str], tmp_path: Path) -> None:
+    kill_after_checkpoint(start(options, tmp_path / "killed", 2, launcher), tmp_path / "killed", step=4)
     for run in ("killed", "straight"):
-        for process in start(options, tmp_path / run, processes=2):
+        for process in start(options, tmp_path / run, 2, launcher):
             assert process.wait(timeout=600) == 0
     killed, straight = (what_is_left(tmp_path / name) for name in ("killed", "straight"))
     assert killed == straight

@@ -1,5 +1,6 @@
 """What is measured between two log lines, by a clock that the test turns."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,24 @@ def test_several_losses_have_means_of_their_own_and_are_added_up(clock):
     summary = meter.summary()
     assert (summary["loss/itc"], summary["loss/itg"], summary["loss"]) == pytest.approx((1.5, 0.75, 2.25))
     assert summary["target_tokens_per_second"] == pytest.approx(30.0)
+
+
+def test_skipped_steps_are_counted_and_their_losses_are_not(clock):
+    meter = Meter()
+    meter.add(StepResult({"lm": 2.0}, 1.0, {"lm": 10}, 4), waited=0.0)
+    meter.add(StepResult({"lm": float("nan")}, float("inf"), {"lm": 10}, 4, skipped=True), waited=0.0)
+    clock.seconds += 2.0
+    summary = meter.summary()
+    assert (summary["loss"], summary["grad_norm"], summary["skipped_steps"]) == (2.0, 1.0, 1)
+    assert summary["samples_per_second"] == pytest.approx(4.0)
+
+
+def test_a_meter_goes_on_where_another_stopped(clock):
+    meter, other = Meter(), Meter()
+    meter.add(StepResult({"lm": 2.0}, 5.0, {"lm": 10}, 4), waited=1.0)
+    clock.seconds += 4.0
+    other.load_state_dict(json.loads(json.dumps(meter.state_dict())))
+    assert other.summary() == meter.summary()
 
 
 def test_time_spent_on_other_things_does_not_count(clock):

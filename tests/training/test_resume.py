@@ -17,6 +17,7 @@ from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.training.checkpoints import Checkpoints, find_checkpoint
 from sightbridge.training.loop import make_accelerator, train, with_accumulation
 from sightbridge.training.resume import changed_settings, resume_from
+from sightbridge.training.state import OPTIMIZER
 
 TIMES = {"samples_per_second", "target_tokens_per_second", "data_wait", "memory_gb"}
 ROWS = [(0, 1), (2, 3), (4, 5), (6, 7, 1), (3,)]
@@ -64,11 +65,20 @@ class Counting:
         self.seen = list(state["seen"])
 
 
-def go(folder: Path, alive=math.inf, resume=False, trained=("connector", "language_model"), rows=ROWS, **changes):
+def go(
+    folder: Path,
+    alive=math.inf,
+    resume=False,
+    trained=("connector", "language_model"),
+    rows=ROWS,
+    optim=OPTIM,
+    vocab_size=40,
+    **changes,
+):
     """Train (on), up to a kill after ``alive`` batches: history, weights, places taken, metric values."""
     settings = {"steps": 6, "log_every": 4, "save_every": 2, "evaluate_every": 3, "accumulation": 2} | changes
     settings = run_settings(**settings)
-    model = tiny_model(*trained, language_model="t5", dropout_rate=0.3)
+    model = tiny_model(*trained, language_model="t5", dropout_rate=0.3, vocab_size=vocab_size)
     batches = Dying(batches_of(rows, encoder_decoder=True).batches, alive)
     saved, data = {}, Counting()
 
@@ -83,7 +93,7 @@ def go(folder: Path, alive=math.inf, resume=False, trained=("connector", "langua
         model,
         batches,
         settings,
-        OPTIM,
+        optim,
         folder,
         evaluate=evaluate,
         save=save,
@@ -196,6 +206,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         go(tmp_path, resume=True, steps=2)
     assert caught.value.key == "training.steps"
     found = find_checkpoint(tmp_path, print)
+    assert found is not None
     state = found.folder / "state.json"
     state.write_text(state.read_text().replace('"processes": 1', '"processes": 2'))
     with pytest.raises(CheckpointError, match="trained by 2 processes, and this run has 1"):
@@ -221,6 +232,7 @@ def test_changed_settings_are_shown_or_refused(tmp_path):
     with pytest.raises(KilledError):
         go(tmp_path, 5)
     found = find_checkpoint(tmp_path, print)
+    assert found is not None
     state = json.loads((found.folder / "state.json").read_text())
     state["settings"] = Recipe(training=run_settings(steps=6), model={"kind": "a"}).model_dump(mode="json")
     (found.folder / "state.json").write_text(json.dumps(state))
@@ -242,6 +254,19 @@ def test_changed_settings_are_shown_or_refused(tmp_path):
         with pytest.raises(SettingsError, match=f"cannot be resumed with another {key}") as caught:
             resume_from(tmp_path, changed, said.append)
         assert caught.value.key == key
+
+
+def test_eight_bit_state_is_resumed_too(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    large = {"optim": OPTIM.model_copy(update={"kind": "adamw_8bit"}), "vocab_size": 512}  # 8 bits from 4096 weights on
+    history, weights, *_ = go(tmp_path / "straight", **large)
+    with pytest.raises(KilledError):
+        go(tmp_path / "killed", 6, **large)
+    resumed, same, *_ = go(tmp_path / "killed", resume=True, **large)
+    assert without_times(resumed) == without_times(history)
+    assert all(torch.equal(same[name], weights[name]) for name in weights)
+    saved = torch.load(tmp_path / "killed" / "checkpoints" / "step-00000006" / OPTIMIZER, weights_only=True)["state"]
+    assert saved["language_model.model.lm_head.weight"]["state1"].dtype == torch.uint8
 
 
 def test_without_a_checkpoint_the_run_begins(tmp_path):

@@ -1,5 +1,6 @@
 """One optimiser step is the same however its records are dealt out, and is not taken if something is not finite."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,9 +11,10 @@ from training_models import OPTIM, make_batch, parts, tiny_model
 from sightbridge.batch import Batch
 from sightbridge.errors import SightbridgeError
 from sightbridge.models.losses import Loss
-from sightbridge.training.loop import make_accelerator
+from sightbridge.training.loop import MOST_OVERFLOWS, _count_overflows, make_accelerator
 from sightbridge.training.optim import build_optimizer
-from sightbridge.training.step import training_step
+from sightbridge.training.state import Progress
+from sightbridge.training.step import StepResult, training_step
 
 SPLITS = {
     "1 x 8": [range(8)],
@@ -164,3 +166,47 @@ def test_each_loss_is_divided_by_its_own_count():
     assert result.losses == pytest.approx({"lm": 2.5, "other": 4.0}) and result.counts == {"lm": 2, "other": 3}
     assert result.loss == pytest.approx(6.5) and result.grad_norm == pytest.approx(5.0)
     assert model.connector.weight.item() == pytest.approx(2 - 0.1 * 5)
+
+
+@pytest.fixture
+def scaling():
+    """What accelerate makes for fp16, on the CPU, where ``make_accelerator`` refuses it."""
+    accelerator = make_accelerator("fp32")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+    yield accelerator
+    make_accelerator("fp32")
+
+
+def scaled_steps(accelerator, values, steps=1):
+    """Steps of the squares model in fp16; the weight, the losses scaled by 2^16 overflow above 1."""
+    model = Line()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.connector.parameters(), lr=0.1))
+    accelerator.autocast = nullcontext  # the model squares in float32: only the scale is looked at
+    batches = [line_batch(f"record-{value}", value) for value in values]
+    results = [training_step(accelerator, model, optimizer, batches, 1.0) for _ in range(steps)]
+    return accelerator.unwrap_model(model).connector.weight.item(), results
+
+
+def test_fp16_scales_the_loss_and_nothing_else_changes(scaling):
+    weight, (result,) = scaled_steps(scaling, [0.0, 1.0])
+    assert result.loss == pytest.approx(2.5) and result.grad_norm == pytest.approx(3.0) and not result.skipped
+    assert weight == pytest.approx(2 - 0.1 * 1.0), "clipped after the scale was taken out"
+
+
+def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(scaling):
+    weight, results = scaled_steps(scaling, [0.0, -1e36], steps=3)  # its gradient is finite, and 2^16 times it is not
+    assert [result.skipped for result in results] == [True] * 3
+    assert weight == 2.0 and scaling.scaler.get_scale() == 2.0**13
+
+
+def test_a_loss_that_is_not_finite_stops_fp16_in_the_end():
+    progress, skipped = Progress(), StepResult({"lm": float("nan")}, float("inf"), {"lm": 1}, 1, skipped=True)
+    for _ in range(MOST_OVERFLOWS - 1):
+        _count_overflows(progress, skipped)
+    _count_overflows(progress, skipped._replace(skipped=False))
+    assert progress.overflows == 0, "only those in a row count"
+    with pytest.raises(SightbridgeError, match=r"20 steps in a row.*training\.precision=bf16"):
+        for _ in range(MOST_OVERFLOWS):
+            _count_overflows(progress, skipped)

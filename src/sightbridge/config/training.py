@@ -55,7 +55,7 @@ class OptimSettings(Settings):
     """AdamW and its schedule: linear warm-up, then cosine to ``min_lr``, set before every optimiser step."""
 
     kind: Literal["adamw", "adamw_8bit"] = Field(
-        default="adamw", description="adamw_8bit holds its state in 8 bits (needs sightbridge[quant] and a GPU)"
+        default="adamw", description="adamw_8bit holds its state in 8 bits (needs sightbridge[quant])"
     )
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end")
