@@ -31,7 +31,8 @@ def test_only_the_named_submodules_train_and_are_in_training_mode() -> None:
     model(batch)["lm"].sum.backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == set(trained)
     set_trainable(model, PartsSettings())
-    assert model.train().connector.get_submodule("qformer").training and all(p.requires_grad for p in model.connector.parameters())
+    assert model.train().connector.get_submodule("qformer").training
+    assert all(parameter.requires_grad for parameter in model.connector.parameters())
 
 
 def test_inner_submodules_can_be_named() -> None:
