@@ -34,7 +34,7 @@ from sightbridge.training.log import LOG, read_log
 from sightbridge.training.loop import make_accelerator, train, with_accumulation
 from sightbridge.training.milestones import Evaluate, Save
 from sightbridge.training.order import describe_order
-from sightbridge.training.preflight import Watch, check_run
+from sightbridge.training.preflight import Checked, Watch, check_run
 from sightbridge.training.report import write_run_report
 from sightbridge.training.resume import is_finished, resume_from
 from sightbridge.training.run_data import RunData
@@ -68,8 +68,7 @@ def run_recipe(
     With ``resume`` the run in ``folder`` goes on after its newest checkpoint as if it had never stopped, or begins if
     there is none; a finished run's log is returned as it is.
 
-    Raises ``SightbridgeError`` for a mistake in settings, data, model sources or the folder, or settings that a resumed
-    run cannot have.
+    Raises ``SightbridgeError`` for a mistake in settings, data, sources or the folder, or settings that cannot change.
     """
     given, accelerator = loaded.recipe, _find_machine(loaded)
     assert isinstance(given, ModelRecipe), "parents have trainers of their own"
@@ -79,26 +78,18 @@ def run_recipe(
     watch = progress_bars(shown=accelerator.is_main_process)
 
     check_run_folder(folder, overwrite or resume)
+    say = partial(console.print, markup=False, soft_wrap=True)
     with loaded.locating():
-        say = partial(console.print, markup=False, soft_wrap=True)
         checkpoint = resume_from(folder, given, say) if resume else None
     if checkpoint and is_finished(checkpoint, given):
         return read_log(folder / LOG, checkpoint.step)
-    checked = check_run(loaded, watch)
-    with loaded.locating():
-        check_evaluation(recipe, bool(checked.validation), evaluate)
-    check_cache_is_there(loaded)
-    for line in describe_order(recipe, checked.order):
-        console.print(line, soft_wrap=True, markup=False)
+    checked = _check(loaded, recipe, evaluate, watch, say)
     # a resumed run, too: what init_from fills may be frozen, and its checkpoint has what is trained alone
     model = build_start(loaded, recipe, console)
     checkpoints = Checkpoints(folder, given.model_dump(mode="json"), recipe.training.keep_checkpoints)
     _open_folder(folder, given, accelerator, checkpoints, checkpoint, overwrite or resume)
     features = make_features(loaded, checked, model, accelerator, watch)
-    if uses_deepspeed(accelerator):
-        console.print("DeepSpeed keeps the optimiser's state to itself: this run writes no checkpoints to resume from.")
     data = RunData(recipe, checked, folder, accelerator, features)
-
     history = train(
         model,
         data.training_batches(),
@@ -107,7 +98,7 @@ def run_recipe(
         folder,
         evaluate=_evaluation(data, evaluate) if checked.validation or evaluate else None,
         save=_saving(recipe, loaded.name, checked.processor, folder / MODEL),
-        checkpoints=None if uses_deepspeed(accelerator) else checkpoints,
+        checkpoints=checkpoints if keeps_checkpoints(accelerator, say) else None,
         resume=checkpoint,
         data=data,
         title=title,
@@ -116,6 +107,30 @@ def run_recipe(
     if accelerator.is_main_process:
         _look_back(model, data, folder)
     return history
+
+
+def _check(
+    loaded: LoadedRecipe,
+    recipe: ModelRecipe,
+    evaluate: EvaluateModel | None,
+    watch: Watch,
+    say: Callable[[str], None],
+) -> Checked:
+    """Everything that can be found wrong before a weight is loaded; ``say`` is told in what order records come."""
+    checked = check_run(loaded, watch)
+    with loaded.locating():
+        check_evaluation(recipe, bool(checked.validation), evaluate)
+    check_cache_is_there(loaded)
+    for line in describe_order(recipe, checked.order):
+        say(line)
+    return checked
+
+
+def keeps_checkpoints(accelerator: Accelerator, say: Callable[[str], None]) -> bool:
+    """Whether the run can be resumed; ``say`` is told why not."""
+    if uses_deepspeed(accelerator):
+        say("DeepSpeed keeps the optimiser's state to itself: this run writes no checkpoints to resume from")
+    return not uses_deepspeed(accelerator)
 
 
 def _find_machine(loaded: LoadedRecipe) -> Accelerator:
