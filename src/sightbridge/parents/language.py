@@ -72,11 +72,12 @@ def learn_dictionary(embeddings: nn.Embedding, tokenizer: Any, own: float = 0.3)
     """Give every word the embedding of the first language's word for the same, so that languages need not start anew.
 
     As in transfer to new languages by a bilingual dictionary (Minixhofer et al., WECHSEL, 2022). ``own`` is the share
-    of its own random vector that a word keeps. A word of several tokens (a Chinese one) is represented by its first.
+    of its own random vector that a word keeps. A word of several tokens (a Chinese one) is represented by its first
+    that is no punctuation.
     """
     for words in dictionary():
         tokens = [tokenizer(" " + word, add_special_tokens=False).input_ids for word in words]
-        first, *others = dict.fromkeys(next(i for i in word if tokenizer.decode([i]).strip()) for word in tokens)
+        first, *others = dict.fromkeys(next(i for i in word if tokenizer.decode([i]).strip(" ¿")) for word in tokens)
         shared = embeddings.weight[first]
         embeddings.weight[others] = (shared + own * embeddings.weight[others]) / (1 + own**2) ** 0.5
 

@@ -26,6 +26,7 @@ from sightbridge.data.scenes.language import (
     caption,
     caption_prompt,
     colour_word,
+    join_phrases,
     kind_word,
     nothing,
     phrase,
@@ -205,4 +206,4 @@ def _caption(scene: Scene, code: str, rng: random.Random) -> str:
         return caption(scene, code)
     phrases = [phrase(scene, thing, code) for thing in scene.objects]
     rng.shuffle(phrases)
-    return ", ".join(phrases)
+    return join_phrases(phrases, code)

@@ -135,7 +135,12 @@ def nothing(position: int, code: str) -> str:
 
 def caption(scene: Scene, code: str) -> str:
     """All objects in reading order."""
-    return _words(code)["joiner"].join(phrase(scene, thing, code) for thing in scene.objects)
+    return join_phrases([phrase(scene, thing, code) for thing in scene.objects], code)
+
+
+def join_phrases(phrases: list[str], code: str) -> str:
+    """A list as the language writes it: with commas of its own."""
+    return _words(code)["joiner"].join(phrases)
 
 
 def caption_prompt(rng: random.Random, code: str) -> str:
