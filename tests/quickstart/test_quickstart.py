@@ -65,7 +65,7 @@ def test_the_report_shows_pictures_and_loads_nothing_from_elsewhere(shrunk):
     settings, results = shrunk
     html = (settings.folder / "report.html").read_text("utf-8")
     assert f"{100 * results['accuracy']['mean']:.0f} %" in html
-    assert html.count("data:image/png;base64,") == 12
+    assert html.count("data:image/png;base64,") == 12 + 1  # pictures, and the curves
     assert "http://" not in html and "https://" not in html and "<script" not in html
 
 
