@@ -28,7 +28,9 @@ def launcher_environment(name):
         options = {key.upper(): str(value) for key, value in settings["fsdp_config"].items()}
         return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", **options}
     options = {f"ACCELERATE_DEEPSPEED_{key.upper()}": str(value) for key, value in settings["deepspeed_config"].items()}
-    return {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "LOCAL_WORLD_SIZE": "2", **options}
+    options["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = options.pop("ACCELERATE_DEEPSPEED_ZERO3_INIT_FLAG")
+    use_cpu = {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu"}  # the first would switch DeepSpeed off
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "LOCAL_WORLD_SIZE": "2", **use_cpu, **options}
 
 
 def train_on_two(launcher, cases, folder):

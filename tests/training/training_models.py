@@ -16,7 +16,7 @@ from sightbridge.models.build import build_model
 from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import VisionLanguageModel
 
-os.environ["ACCELERATE_USE_CPU"] = "true"  # compare like with like, whatever the machine has
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # compare like with like, whatever the machine has
 
 SIZE, PATCHES, VOCABULARY = 16, 4, 40
 TARGETS = (1, 9, 2, 14, 1, 3, 7, 12)

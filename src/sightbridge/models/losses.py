@@ -46,13 +46,12 @@ def target_loss(
         label_smoothing: share of the target that is spread over the vocabulary.
 
     Returns:
-        The loss, in float32. Without a single target it is zero, but still part of the graph.
+        The loss, in float32. Without a single target it is zero, but still part of the graph, with the head: other
+        processes may be waiting for the head's gradients.
     """
     is_target = labels != IGNORE_INDEX
     hidden, labels = hidden[is_target], labels[is_target]
     count = len(labels)
-    if count == 0:
-        return Loss(hidden.float().sum(), 0)
     chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary)
     if count <= chunk:
         return Loss(_summed_cross_entropy(hidden, labels, head, label_smoothing), count)

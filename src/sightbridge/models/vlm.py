@@ -25,6 +25,7 @@ class VisionLanguageModel(nn.Module):
         tokens_per_image: T, image slots one picture fills.
         lockstep: whether a batch without pictures must run all that one with pictures does, also in evaluations: other
             processes may hold a slice of every weight.
+        logits_at_once: whether the loss calls the head just once, however many targets there are; for the same reason.
     """
 
     def __init__(self, vision_tower: VisionTower, connector: nn.Module, language_model: LanguageModel) -> None:
@@ -33,7 +34,7 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.language_model = language_model
         self.tokens_per_image: int = connector.tokens_per_image  # type: ignore[assignment]
-        self.lockstep = False
+        self.lockstep = self.logits_at_once = False
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Turn normalised pictures (N, 3, H, W) into features (N, S, C). A frozen tower leaves no graph behind."""
@@ -103,7 +104,9 @@ class VisionLanguageModel(nn.Module):
         hidden, labels = self._hidden(batch), batch.labels
         if not self.language_model.is_encoder_decoder:
             hidden, labels = hidden[:, :-1], labels[:, 1:]  # position i predicts token i + 1
-        return {"lm": target_loss(hidden, labels, self.language_model.head, self.language_model.config.vocab_size)}
+        chunk = labels.numel() if self.logits_at_once else None
+        vocabulary = self.language_model.config.vocab_size
+        return {"lm": target_loss(hidden, labels, self.language_model.head, vocabulary, chunk)}
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits: (B, L, V) or, for an encoder-decoder fed with the batch's labels, (B, Ld, V)."""

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sightbridge.config.training import OptimSettings, TrainingSettings
@@ -39,11 +40,16 @@ class Prepared(NamedTuple):
 
 
 def use_launcher(accelerator: Accelerator) -> Accelerator:
-    """Let FSDP2 run on CPUs as well: accelerate would fall back to DistributedDataParallel there without a word.
+    """Put right what accelerate makes of the launcher's wishes.
+
+    FSDP2 may run on CPUs as well; accelerate would fall back to DistributedDataParallel there without a word. And under
+    ZeRO-3 transformers is not to slice weights while it makes or reads a model: here models are cut and resized first.
 
     Raises:
-        SettingsError: the launcher asks for the first version of FSDP.
+        SettingsError: the launcher asks for the first version of FSDP, or for DeepSpeed where it cannot be had.
     """
+    if asks_for_deepspeed() and not uses_deepspeed(accelerator):
+        raise SettingsError("the launcher asks for DeepSpeed and for the CPU; for that set DS_ACCELERATOR=cpu instead")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise SettingsError(
@@ -55,12 +61,25 @@ def use_launcher(accelerator: Accelerator) -> Accelerator:
             accelerator.state.distributed_type = DistributedType.FSDP
             # accelerate copies this one over the other whenever anything asks for its state
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if uses_deepspeed(accelerator):
+        accelerator.state.deepspeed_plugin.dschf = None
+        unset_hf_deepspeed_config()
     return accelerator
 
 
 def asks_for_deepspeed() -> bool:
-    """Whether the launcher asks for DeepSpeed; on a machine without a GPU it must not be told to use the CPU."""
+    """Whether the launcher asks for DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def launcher_options(no_gpu: bool) -> dict[str, Any]:
+    """What an ``Accelerator`` must be told besides the precision.
+
+    Told to use the CPU, accelerate switches DeepSpeed off; not told so, it finds no way for processes to speak.
+    """
+    if no_gpu and asks_for_deepspeed():
+        return {"kwargs_handlers": [InitProcessGroupKwargs(backend="gloo")]}
+    return {"cpu": no_gpu}
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -99,13 +118,16 @@ def prepare(
 
     skeleton = _skeleton(model)
     model.lockstep = True  # type: ignore[assignment] - see VisionLanguageModel
+    # ZeRO-3 slices each module by itself and fetches ahead, in the order that it has seen: chunks of logits must not
+    # be more on one process than on another. FSDP2 gathers the head with all that is no transformer layer.
+    model.logits_at_once = uses_deepspeed(accelerator)  # type: ignore[assignment]
     tower = getattr(model, "vision_tower", None)
-    if tower is None or trains(tower):
-        return Prepared(*accelerator.prepare(model, optimizer), skeleton)
-    model.vision_tower = nn.Identity()
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    in_half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
-    model.vision_tower = tower.to(accelerator.device, in_half if uses_deepspeed(accelerator) else None)
+    if tower is not None and not trains(tower):
+        model.vision_tower = nn.Identity()
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        _put_back(accelerator, model, tower, training)
+    else:
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
     return Prepared(wrapped, optimizer, skeleton)
 
 
@@ -164,7 +186,9 @@ def whole_model(accelerator: Accelerator, prepared: Prepared) -> nn.Module | Non
     bare = accelerator.unwrap_model(prepared.model)
     if prepared.skeleton is None:
         return bare if accelerator.is_main_process else None
-    weights = _gather(accelerator, dict(bare.named_parameters()))
+    tower = getattr(bare, "vision_tower", nn.Identity())  # not among DeepSpeed's, see prepare
+    apart = {f"vision_tower.{name}": parameter for name, parameter in tower.named_parameters()}
+    weights = _gather(accelerator, apart | dict(bare.named_parameters()))
     if not accelerator.is_main_process:
         return None
     whole = copy.deepcopy(prepared.skeleton)
@@ -255,6 +279,17 @@ def _tell_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
         plugin.transformer_cls_names_to_wrap = sorted(names)
 
 
+def _put_back(accelerator: Accelerator, model: nn.Module, tower: nn.Module, training: TrainingSettings) -> None:
+    """Give the model its frozen tower again, after all else was sliced."""
+    in_half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
+    tower.to(accelerator.device, in_half if uses_deepspeed(accelerator) else None)
+    if uses_deepspeed(accelerator):  # it looks for its marks on every weight it finds; these have none
+        del model._modules["vision_tower"]
+        model.__dict__["vision_tower"] = tower
+    else:
+        model.vision_tower = tower
+
+
 def _skeleton(model: nn.Module) -> nn.Module:
     """Return a copy of the model without its weights; shared ones stay shared."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
@@ -275,8 +310,8 @@ def _whole(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
     if isinstance(parameter, DTensor):
         return parameter.full_tensor()
     if uses_deepspeed(accelerator):
+        from deepspeed.runtime.zero import GatheredParameters  # type: ignore[import-not-found]
         from deepspeed.utils import safe_get_full_fp32_param  # type: ignore[import-not-found]
-        from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found]
 
         if parameter.requires_grad and (trained := safe_get_full_fp32_param(parameter)) is not None:
             return trained
