@@ -24,6 +24,7 @@ from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.training.order import row_room
 from sightbridge.training.preflight import Checked
 from sightbridge.training.qformer_validation import validate_qformer
+from sightbridge.training.sharding import in_lockstep
 
 
 class RunData:
@@ -106,11 +107,12 @@ class RunData:
         ``validation_loss/NAME``.
         """
         sums, counts, all_sums, all_counts = (Counter[str]() for _ in range(4))
-        for batch in self.validation_batches():
+        for batch, counts_once in in_lockstep(self.accelerator, self.validation_batches()):
             with self.accelerator.autocast():
                 losses = model(batch.to(self.accelerator.device))
-            sums.update({name: float(loss.sum) for name, loss in losses.items()})
-            counts.update({name: loss.count for name, loss in losses.items()})
+            if counts_once:  # a sharded model repeats batches
+                sums.update({name: float(loss.sum) for name, loss in losses.items()})
+                counts.update({name: loss.count for name, loss in losses.items()})
         for others in gather_object([(sums, counts)]):  # a process without a record does not know the losses' names
             all_sums.update(others[0])
             all_counts.update(others[1])
