@@ -33,9 +33,6 @@ CASES = {
 }
 
 
-losses.LOGITS_AT_ONCE = 5 * VOCABULARY  # several chunks of logits, and not as many on every process
-
-
 def run_case(name: str, folder: Path, processes: int) -> dict:
     """Train one case; what it logged, what it saved, and what this process ended with."""
     case = CASES[name]
@@ -102,6 +99,7 @@ def own_slices(model: nn.Module) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    losses.LOGITS_AT_ONCE = 5 * VOCABULARY  # several chunks of logits, and not as many on every process
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     results = {}
     for name in cases:
