@@ -23,6 +23,8 @@ def tokenise_with_mask(tokenizer: Any, parts: Sequence[tuple[str, bool]], where:
     Raises ``DataError`` naming ``where`` if the characters behind the tokens cannot be found for certain.
     """
     text = "".join(part for part, _ in parts)
+    if not text:
+        return [], []
     kinds = {is_target for part, is_target in parts if part}
     if len(kinds) < 2:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

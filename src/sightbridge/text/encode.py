@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sightbridge.errors import DataError, SettingsError
@@ -122,7 +123,8 @@ class _RowEncoder:
         self.switches = switches
         self.rendered = rendered
         self.where = f"record '{rendered.record_id}'" if rendered.record_id else "this record"
-        self.affixes = _automatic_tokens(tokenizer)
+        adds = (getattr(tokenizer, "add_bos_token", None), getattr(tokenizer, "add_eos_token", None))
+        self.affixes = _automatic_tokens(tokenizer, adds)
         self.image = [_Token(getattr(tokenizer, "pad_token_id", None) or 0, is_slot=True)] * tokens_per_image
         is_encoder = rendered.template.encoder_decoder
         self.suffix = [_Token(i) for i in self.affixes.suffix] if is_encoder else []
@@ -198,8 +200,12 @@ class _RowEncoder:
         return body + keep, len(tokens) - len(body) - len(keep)
 
 
-def _automatic_tokens(tokenizer: Any) -> _Affixes:
-    """Find what ``tokenizer`` adds in front of and behind a text, from a text where it can be seen."""
+@lru_cache(maxsize=8)  # or every record would cost two tokenisations more
+def _automatic_tokens(tokenizer: Any, adds: tuple[bool | None, bool | None]) -> _Affixes:
+    """Find what ``tokenizer`` adds in front of and behind a text, from a text where it can be seen.
+
+    ``adds``, its own switches for that, are what may change of a tokenizer that has been asked before.
+    """
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
