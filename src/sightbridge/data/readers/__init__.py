@@ -15,6 +15,7 @@ from sightbridge.config.data import DataSettings, SourceSettings
 from sightbridge.data.readers.coco_caption import read_coco_caption
 from sightbridge.data.readers.gqa import read_gqa
 from sightbridge.data.readers.llava import read_llava
+from sightbridge.data.readers.mblip import read_mblip
 from sightbridge.data.readers.paddlemix import read_paddlemix
 from sightbridge.data.readers.tables import read_arrow, read_jsonl, read_parquet
 from sightbridge.data.readers.vqa import read_vqa
@@ -33,6 +34,7 @@ READERS: dict[str, Reader] = {
     "paddlemix": read_paddlemix,
     "vqa": read_vqa,
     "gqa": read_gqa,
+    "mblip": read_mblip,
     "webdataset": read_webdataset,
     "parquet": read_parquet,
     "arrow": read_arrow,
