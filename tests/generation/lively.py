@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from builders import make_batch, tiny_model
 from torch import Tensor
@@ -16,9 +18,9 @@ ROWS = [(1, 1, 6), (2, 2, 9), (3, 0, 12), (4, 1, 4)]
 """Per row (seed, number of pictures, number of text tokens)."""
 
 
-def lively_model(family: str, seed: int = 0) -> VisionLanguageModel:
-    """A model that does not repeat one token for ever: its blocks outweigh its embeddings."""
-    model = tiny_model(family)
+def lively_model(family: str, seed: int = 0, **options: Any) -> VisionLanguageModel:
+    """A model that does not repeat one token for ever: its blocks outweigh its embeddings. Options as for a tiny one."""
+    model = tiny_model(family, **options)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.language_model.model.named_parameters():
         if weight.dim() == 2:
