@@ -19,7 +19,7 @@ ROWS = [(1, 1, 6), (2, 2, 9), (3, 0, 12), (4, 1, 4)]
 
 
 def lively_model(family: str, seed: int = 0, **options: Any) -> VisionLanguageModel:
-    """A model that does not repeat one token for ever: its blocks outweigh its embeddings. Options as for a tiny one."""
+    """A model that does not repeat one token for ever: its blocks outweigh its embeddings."""
     model = tiny_model(family, **options)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.language_model.model.named_parameters():

@@ -46,11 +46,9 @@ def test_left_and_right_picture_are_told_apart(family: str, connector: str) -> N
     model = lively_model(family, connector=CONNECTORS[connector])
     pair = batch_of(model, [(2, 2, 9)])
     assert pair.pixel_values is not None
+    swapped_pair = replace(pair, pixel_values=pair.pixel_values.flip(0))
     with torch.no_grad():
-        first, second = (
-            model.embed(replace(pair, pixel_values=pictures))
-            for pictures in (pair.pixel_values, pair.pixel_values.flip(0))
-        )
+        first, second = model.embed(pair), model.embed(swapped_pair)
     swapped = torch.cat(list(second[pair.image_slots].chunk(2))[::-1])
     torch.testing.assert_close(first[pair.image_slots], swapped)
     assert not torch.allclose(first[pair.image_slots], second[pair.image_slots])

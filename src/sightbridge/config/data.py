@@ -17,7 +17,8 @@ class SourceSettings(Settings):
     format: str = Field(description="name of a reader: llava, coco_caption, ...")
     path: str = Field(description="annotation file, relative to data.root; tars and tables: a pattern too")
     images: str | None = Field(default=None, description="folder of the pictures, relative to data.root")
-    limit: int | None = Field(default=None, ge=1, description="read only the first so many records")
+    skip: int = Field(default=0, ge=0, description="leave out the first so many records, which validation may have")
+    limit: int | None = Field(default=None, ge=1, description="read only so many records, behind those left out")
     weight: float | None = Field(
         default=None,
         gt=0,
@@ -26,6 +27,9 @@ class SourceSettings(Settings):
     )
     clean: Literal["blip_caption", "blip_question"] | None = Field(
         default=None, description="LAVIS' clean-up of the answers (blip_caption) or of the questions (blip_question)"
+    )
+    prompt: str | None = Field(
+        default=None, description="what the user says behind the pictures, with {} for the words of the record's turn"
     )
 
 
@@ -51,6 +55,10 @@ class DataSettings(Settings):
     no_target: Literal["error", "skip"] = Field(
         default="error",
         description="a record without a single target token stops the run, or is skipped, counted and listed",
+    )
+    padding_side: Literal["left", "right"] = Field(
+        default="right",
+        description="where training rows are filled up; the loss is the same, and an encoder-decoder takes right alone",
     )
     bad_limit: float = Field(
         default=0.01, ge=0, le=1, description="largest share of records that may be unusable before the run stops"

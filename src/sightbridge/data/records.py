@@ -11,6 +11,7 @@ from typing import overload
 
 from sightbridge.data.record import Record
 from sightbridge.text.cleanup import clean_turns
+from sightbridge.text.turns import prompt_turns
 
 
 class LazyRecords(Sequence[Record]):
@@ -64,6 +65,22 @@ class Selected(LazyRecords):
     def read(self, index: int) -> Record:
         """Look up the record at the place chosen."""
         return self.records[self.places[index]]
+
+
+class Prompted(LazyRecords):
+    """The records of a list, what the user says written into a prompt (see ``sightbridge.text.turns``)."""
+
+    def __init__(self, records: Sequence[Record], prompt: str) -> None:
+        self.records = records
+        self.prompt = prompt
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int) -> Record:
+        """Look up the record and write its words into the prompt."""
+        record = self.records[index]
+        return replace(record, turns=prompt_turns(record.turns, self.prompt, record.where or record.id))
 
 
 class Cleaned(LazyRecords):

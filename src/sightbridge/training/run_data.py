@@ -125,6 +125,7 @@ class RunData:
             self.checked.processor,
             training=training,
             replace_bad=training,
+            padding_side=self.recipe.data.padding_side,
             no_target=self.recipe.data.no_target,
             features=self.features,
             pack=self._packing() if training else None,

@@ -21,7 +21,7 @@ from sightbridge.data.readers.tables import read_arrow, read_jsonl, read_parquet
 from sightbridge.data.readers.vqa import read_vqa
 from sightbridge.data.readers.webdataset import read_webdataset
 from sightbridge.data.record import Record
-from sightbridge.data.records import Chained, Cleaned, select
+from sightbridge.data.records import Chained, Cleaned, Prompted, select
 from sightbridge.errors import SettingsError, nearest
 from sightbridge.text.cleanup import CLEANUPS
 
@@ -66,7 +66,9 @@ def read_sources(data: DataSettings, which: Literal["train", "validation"]) -> C
 def read_source(source: SourceSettings, root: Path) -> Sequence[Record]:
     """Read one source; arguments and errors as for ``read_sources``."""
     path, images = root / source.path, root / (source.images or ".")
-    return load_records(source.format, path, images, clean=source.clean, limit=source.limit)
+    return load_records(
+        source.format, path, images, clean=source.clean, skip=source.skip, limit=source.limit, prompt=source.prompt
+    )
 
 
 def load_records(
@@ -75,7 +77,9 @@ def load_records(
     images: str | Path | None = None,
     *,
     clean: str | None = None,
+    skip: int = 0,
     limit: int | None = None,
+    prompt: str | None = None,
 ) -> Sequence[Record]:
     """Read an annotation file, to look at its records: ``print(load_records("coco_caption", "train.json")[0])``.
 
@@ -84,7 +88,9 @@ def load_records(
         path: annotation file, tar or table; of the latter two a pattern such as ``shard-{000..099}.tar`` too.
         images: folder of the pictures; by default the one that ``path`` is in.
         clean: clean-up of the texts (see ``sightbridge.text.cleanup``).
-        limit: read only the first so many records.
+        skip: leave out the first so many records.
+        limit: read only so many records, behind those left out.
+        prompt: what the user says behind the pictures, with ``{}`` for the words of the record.
 
     Raises:
         SettingsError: unknown format or clean-up.
@@ -95,5 +101,10 @@ def load_records(
         known = ", ".join(CLEANUPS)
         raise SettingsError(f"unknown clean-up '{clean}'. Known: {known}.{nearest(clean, list(CLEANUPS))}", "clean")
     found = get_reader(format)(path, path.parent if images is None else Path(images).expanduser())
-    records = select(found, range(len(found))[:limit]) if isinstance(found, Sequence) else list(islice(found, limit))
-    return Cleaned(records, clean) if clean else records
+    end = None if limit is None else skip + limit
+    if isinstance(found, Sequence):
+        records = select(found, range(len(found))[skip:end])
+    else:
+        records = list(islice(found, skip, end))
+    cleaned = Cleaned(records, clean) if clean else records
+    return Prompted(cleaned, prompt) if prompt else cleaned
