@@ -19,6 +19,7 @@ from sightbridge.text.template import load_template, template_names
 from sightbridge.text.turns import Turn
 
 DECODER_ONLY = [n for n in template_names() if n != "hf" and not load_template(n).encoder_decoder]
+ANSWERS_ONLY = [n for n in DECODER_ONLY if not load_template(n).resolve()["learn_markup"]]
 ENCODER_DECODER = [n for n in template_names() if load_template(n).encoder_decoder]
 LOSSLESS = ["bpe", "bpe-trimmed", "bpe-bos", "llama", "llama_nonlegacy", "llama3", "llama3_autobos"]
 ALL = [*LOSSLESS, "unigram", "unigram-eos", "wordpiece", "t5"]
@@ -42,7 +43,7 @@ def squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-# No angle brackets or newlines next to markup by chance: marks in user text are the tokenizer's business.
+# No angle brackets by chance: what becomes of marks in somebody's text is tested on its own.
 words = st.text(alphabet="abcdeT .,:?!0#é好 \n", max_size=12)
 # blip2_plain writes the answer right behind the question: without the space one token could hold the end of the one and
 # the beginning of the other, and is then a target as a whole.
@@ -53,7 +54,7 @@ conversations = st.lists(st.tuples(questions, words), min_size=1, max_size=3).ma
 
 
 @settings(max_examples=120, deadline=None)
-@given(turns=conversations, template=st.sampled_from(DECODER_ONLY), name=st.sampled_from(LOSSLESS))
+@given(turns=conversations, template=st.sampled_from(ANSWERS_ONLY), name=st.sampled_from(LOSSLESS))
 def test_targets_decode_to_the_answers(turns: list[Turn], template: str, name: str) -> None:
     tokenizer = tokenizer_named(name)
     rendered = render(load_template(template), turns, system="Sys.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sightbridge.text.turns import IMAGE_MARKER, Turn
+from sightbridge.text.turns import IMAGE_MARKER, LITERAL_MARKER, Turn
 
 MARKER_AND_BREAK = re.compile(f"{IMAGE_MARKER}\n|\n{IMAGE_MARKER}|{IMAGE_MARKER}")
 """A marker with the line break that sets it off."""
@@ -38,5 +38,5 @@ def questions(turns: Sequence[Turn]) -> list[str]:
     for turn in turns:
         text = turn.text or ""
         words = MARKER_AND_BREAK.sub("", text).strip() if turn.role == "user" else ""
-        found += [words] * text.count(IMAGE_MARKER)
+        found += [words.replace(LITERAL_MARKER, IMAGE_MARKER)] * text.count(IMAGE_MARKER)
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -167,11 +168,26 @@ class _RowEncoder:
     def section(self, pieces: Sequence[Piece]) -> list[_Token]:
         """Tokens of neighbouring pieces of text, which are tokenised together unless one is to be apart."""
         tokens: list[_Token] = []
-        for chunk in _chunks(pieces):
-            parts = [(piece.text or "", piece.is_target) for piece in chunk]
-            ids, mask = tokenise_with_mask(self.tokenizer, parts, self.where)
+        control = _control_tokens(self.tokenizer)
+        for chunk in _chunks([_keep_literal(piece, control) for piece in pieces]):
+            if control.named_in(chunk[0]):
+                ids = self.literal_ids(chunk[0].text or "", control)
+                mask = [chunk[0].is_target] * len(ids)
+            else:
+                parts = [(piece.text or "", piece.is_target) for piece in chunk]
+                ids, mask = tokenise_with_mask(self.tokenizer, parts, self.where)
             tokens += [_Token(i, is_target) for i, is_target in zip(ids, mask, strict=True)]
         return tokens
+
+    def literal_ids(self, text: str, control: _ControlTokens) -> list[int]:
+        """Ids of a text that names a control token: of its letters, so that nobody writes a turn's end into a turn."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if control.ids.intersection(ids):
+            raise DataError(
+                f"{self.where}: this tokenizer takes part of {text[:80]!r} for a control token wherever it stands; "
+                "take it out of the text, or use a fast tokenizer"
+            )
+        return ids
 
     def decoder_tokens(self, answer: list[_Token]) -> list[_Token]:
         """What the decoder must write, all of it targets."""
@@ -198,6 +214,31 @@ class _RowEncoder:
             partial = -lost % len(self.image)  # slots left of a picture that the cut went through
             body = body[: len(body) - partial]
         return body + keep, len(tokens) - len(body) - len(keep)
+
+
+class _ControlTokens(NamedTuple):
+    """The special tokens of a tokenizer: the names that a text may hold, and their ids."""
+
+    names: re.Pattern[str]
+    ids: frozenset[int]
+
+    def named_in(self, piece: Piece) -> bool:
+        """Whether somebody wrote the name of one into a text."""
+        return piece.literal and self.names.search(piece.text or "") is not None
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Any) -> _ControlTokens:
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    special.pop(tokenizer.unk_token, None)  # what no token stands for is unknown, also in a text
+    names = "|".join(re.escape(name) for name in special)
+    return _ControlTokens(re.compile(names or "(?!)"), frozenset(special.values()))
+
+
+def _keep_literal(piece: Piece, control: _ControlTokens) -> Piece:
+    """A text that names a control token is tokenised apart: in one pass with markup it could not be told from it."""
+    return replace(piece, apart=True) if control.named_in(piece) else piece
 
 
 @lru_cache(maxsize=8)  # or every record would cost two tokenisations more

@@ -15,19 +15,21 @@ from typing import Any
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.text.chat_template import Span, spans_of_chat_template
 from sightbridge.text.template import PromptTemplate, RoleFormat
-from sightbridge.text.turns import IMAGE_MARKER, Turn
+from sightbridge.text.turns import IMAGE_MARKER, LITERAL_MARKER, Turn
 
 
 @dataclass(frozen=True)
 class Piece:
     """A stretch of text, or an image slot if ``text`` is ``None``.
 
-    ``is_target``: the model must learn to write it. ``apart``: it is tokenised on its own.
+    ``is_target``: the model must learn to write it. ``apart``: it is tokenised on its own. ``literal``: somebody wrote
+    it, not the template, so the name of a control token in it is text.
     """
 
     text: str | None
     is_target: bool = False
     apart: bool = False
+    literal: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ class _Writer:
         text = turn.text or form.default
         apart = self.switches["separate_text"]
         if isinstance(turn, _SystemText):
-            return [Piece(text, is_target, apart)]
+            return [Piece(text, is_target, apart, literal=True)]
         if is_target and is_last and self.switches["split_answer"]:
             cut = split_point(text, self.generator)
             return [*self.split(text[:cut], False, apart), *self.split(text[cut:], True, apart)]
@@ -252,7 +254,8 @@ class _Writer:
         """Divide a text at its image markers."""
         pieces: list[Piece] = []
         for i, part in enumerate(text.split(IMAGE_MARKER)):
-            pieces += [Piece(None)] * (i > 0) + [Piece(part, is_target, apart)] * bool(part)
+            written = part.replace(LITERAL_MARKER, IMAGE_MARKER)
+            pieces += [Piece(None)] * (i > 0) + [Piece(written, is_target, apart, literal=True)] * bool(part)
         return pieces
 
     def answer_of_decoder(self, turn: Turn) -> tuple[list[Piece], tuple[Piece, ...] | None]:
@@ -264,8 +267,8 @@ class _Writer:
         if IMAGE_MARKER in turn.text:
             raise DataError(f"{self.where}: the last answer holds a picture, but a decoder has no place for one")
         cut = split_point(turn.text, self.generator) if self.switches["split_answer"] else 0
-        target = [Piece(turn.text[cut:], True), Piece(form.end, True)]
-        return [*head, Piece(turn.text[:cut])], tuple(_without_empty(target))
+        target = [*self.split(turn.text[cut:], True, apart=False), Piece(form.end, True)]
+        return [*head, *self.split(turn.text[:cut], False, apart=False)], tuple(_without_empty(target))
 
     def write_spans(self, spans: list[Span]) -> list[Piece]:
         """Pieces of what a tokenizer's chat template wrote."""
@@ -273,7 +276,8 @@ class _Writer:
         for text, is_target, turn in spans:
             has_slots = turn is not None and not isinstance(turn, _SystemText)
             apart = turn is not None and self.switches["separate_text"]
-            pieces += self.split(text, is_target, apart) if has_slots else [Piece(text, is_target, apart)]
+            literal = turn is not None
+            pieces += self.split(text, is_target, apart) if has_slots else [Piece(text, is_target, apart, literal)]
         return _without_empty(pieces)
 
 

@@ -83,6 +83,7 @@ class PromptTemplate(Settings):
     assistant: RoleFormat = RoleFormat()
     system_place: Literal["front", "first_user"] = "front"
     image_place: Literal["marker", "front"] = "marker"
+    stops: list[str] = Field(default_factory=list, description="texts that end an answer besides the end of its turn")
     switches: dict[str, bool] = Field(default_factory=dict, description="switches that are on for this template")
 
     def format_of(self, role: Role) -> RoleFormat:
@@ -93,7 +94,7 @@ class PromptTemplate(Settings):
     def stop(self) -> tuple[str, ...]:
         """Texts that end an answer, besides the tokenizer's EOS. Empty if EOS is the only end."""
         end = self.assistant.end.strip() or self.assistant.end
-        return (end,) if end else ()
+        return (*([end] if end else []), *self.stops)
 
     def resolve(self, switches: dict[str, bool] | None = None) -> dict[str, bool]:
         """Every switch with its value: off, unless the template or ``switches`` (which wins) says otherwise.
