@@ -14,9 +14,11 @@ import torch
 from cli_workplace import Workplace, run_command
 
 import sightbridge
+from sightbridge.cli.train import _report_chain
 from sightbridge.config.load import load_recipe, read_recipe
 from sightbridge.data.readers.llava import read_llava
 from sightbridge.training import run as run_module
+from sightbridge.training.chain import StepResult
 
 ROW = {
     "image": "images/train/00000.png",
@@ -107,6 +109,21 @@ def test_answers_are_measured_before_the_first_step_and_after_the_last(workplace
     assert evaluations[0]["validation_loss"] != evaluations[1]["validation_loss"]
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").splitlines()]
     assert samples and all(Path(sample["images"][0]).is_file() and sample["truth"] for sample in samples)
+
+
+def test_what_a_chain_measured_is_shown_by_language(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {"accuracy": 0.25, "accuracy/de": 0.2}
+    after = {"validation_loss": 1.0, "accuracy": 0.5, "accuracy/de": 0.4, "accuracy/zh": 0.6, "recall_at_1/text": 0.7}
+    _report_chain([StepResult("warm-up", "tiny/random", 3, before, after)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (
+        ["warm-up", "3", "accuracy", "0.250", "0.500"],
+        ["warm-up", "3", "recall_at_1/text", "0.700"],
+        ["run", "measured", "language", "before", "after"],
+        ["warm-up", "accuracy", "de", "0.200", "0.400"],
+        ["warm-up", "accuracy", "zh", "0.600"],
+    ):
+        assert row in rows
 
 
 def test_metrics_need_records(workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_captions_of_one_picture_are_references_of_one_answer(asked: list[str]):
 
 def test_accuracy_takes_any_true_answer_whatever_its_case(asked: list[str]):
     assert measure(metrics=["accuracy"]) == {"accuracy": pytest.approx(2 / 3)}  # a full stop is a difference
+
+
+def test_several_languages_are_measured_each_for_itself(asked: list[str], monkeypatch: pytest.MonkeyPatch):
+    languages = {"1": "de", "2": "en", "3": "de", "4": "en"}
+    spoken = [replace(record, language=languages[record.id]) for record in RECORDS]
+    monkeypatch.setattr(f"{__name__}.RECORDS", spoken)
+    values = measure(metrics=["accuracy", "rouge_l"])
+    assert list(values) == ["accuracy", "accuracy/de", "accuracy/en", "rouge_l", "rouge_l/de", "rouge_l/en"]
+    assert values["accuracy"] == pytest.approx(2 / 3)
+    assert (values["accuracy/de"], values["accuracy/en"]) == (0.5, 1.0)
 
 
 def test_only_so_many_records_are_answered(asked: list[str]):

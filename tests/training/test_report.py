@@ -30,6 +30,14 @@ def test_learning_rates_that_are_the_same_are_drawn_once():
     assert panels()[LEARNING_RATES].curves == {"connector": [(1, 0.1), (2, 0.05)]}
 
 
+def test_a_measure_and_its_languages_share_a_panel():
+    values = {"accuracy": 0.5, "accuracy/de": 0.25, "accuracy/zh": 0.75, "recall_at_1/text": 0.1}
+    drawn = run_panels([*HISTORY, {"kind": "evaluation", "step": 4, **values}])
+    curves = {panel.title: panel.curves for panel in drawn}
+    assert curves["accuracy"] == {"all": [(2, 0.5), (4, 0.5)], "de": [(4, 0.25)], "zh": [(4, 0.75)]}
+    assert curves["recall at 1/text"] == {"": [(4, 0.1)]} and "accuracy/de" not in curves
+
+
 def test_every_number_of_the_log_is_in_exactly_one_panel():
     titles = [panel.title for panel in run_panels(HISTORY)]
     assert titles == ["loss", "loss: itc", "accuracy", LEARNING_RATES, "samples per second", "memory gb"]

@@ -12,8 +12,11 @@ from sightbridge.cli.console import console, new_table, show_table
 from sightbridge.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sightbridge.config.load import LoadedRecipe
     from sightbridge.config.parent import ParentRecipe
+    from sightbridge.training.chain import StepResult
 
 
 def train(
@@ -98,17 +101,26 @@ def _train_chain(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bo
     def run_step(step: LoadedRecipe, step_folder: Path) -> list[dict[str, Any]]:
         return _run(step, step_folder, overwrite, resume)
 
-    results = run_chain(loaded, folder, run_step, console())
-    table = new_table("run", "steps", "measured", "before", "after")
+    _report_chain(run_chain(loaded, folder, run_step, console()))
+    console().print(f"Every run has its page: {folder}/RUN/report.html", soft_wrap=True)
+
+
+def _report_chain(results: Sequence[StepResult]) -> None:
+    """Show what every run measured before and after: on the whole and, if records are in several, by language."""
+    whole = new_table("run", "steps", "measured", "before", "after")
+    by_language = new_table("run", "measured", "language", "before", "after")
     for result in results:
         for name, after in result.after.items():
-            if "loss" not in name:
-                before = result.before.get(name)
-                table.add_row(
-                    result.name, str(result.steps), name, "" if before is None else f"{before:.3f}", f"{after:.3f}"
-                )
-    show_table(table)
-    console().print(f"Every run has its page: {folder}/RUN/report.html", soft_wrap=True)
+            before = result.before.get(name)
+            numbers = ("" if before is None else f"{before:.3f}", f"{after:.3f}")
+            metric, _, language = name.partition("/")
+            if language and metric in result.after:
+                by_language.add_row(result.name, metric, language, *numbers)
+            elif "loss" not in name:
+                whole.add_row(result.name, str(result.steps), name, *numbers)
+    show_table(whole)
+    if by_language.row_count:
+        show_table(by_language)
 
 
 def _report(history: list[dict[str, Any]], folder: Path, first_stage: bool) -> None:

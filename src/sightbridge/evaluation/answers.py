@@ -22,7 +22,21 @@ def accuracy(said: Sequence[str], truths: Sequence[Sequence[str]]) -> float:
     return sum(hits) / len(hits)
 
 
-METRICS: dict[str, Measure] = {"accuracy": accuracy, "cider": cider, "bleu_4": bleu, "rouge_l": rouge_l}
+def caption_metric(metric: Measure) -> Measure:
+    """A measure of texts from one of their tokens."""
+
+    def measure(said: Sequence[str], truths: Sequence[Sequence[str]]) -> float:
+        return metric([caption_tokens(text) for text in said], [[caption_tokens(text) for text in t] for t in truths])
+
+    return measure
+
+
+METRICS: dict[str, Measure] = {
+    "accuracy": accuracy,
+    "cider": caption_metric(cider),
+    "bleu_4": caption_metric(bleu),
+    "rouge_l": caption_metric(rouge_l),
+}
 
 
 def measure_answers(
@@ -34,21 +48,25 @@ def measure_answers(
 ) -> dict[str, float]:
     """Answer the first records and measure the answers by every metric asked for.
 
-    A record's true answers are ``meta["references"]`` or ``meta["answers"]``, else its last turn; records with the
-    same picture file and question count once, with the answers of all of them, as caption metrics expect.
+    Of records in several languages each metric is also measured per language, as ``accuracy/de``. A record's true
+    answers are ``meta["references"]`` or ``meta["answers"]``, else its last turn; records with the same picture files
+    and question count once, with the answers of all of them, as caption metrics expect.
     """
     if not settings.metrics:
         return {}
     groups = _group(records)[: settings.records]
     said = answer_batch(model, processor, [record for record, _ in groups], generation, settings.batch_size)
-    truths = [true for _, true in groups]
+    by_language: dict[str, list[int]] = {}
+    for place, (record, _) in enumerate(groups):
+        by_language.setdefault(record.language, []).append(place)
+    if len(by_language) == 1:
+        by_language = {}  # the whole says it
     values = {}
     for name in settings.metrics:
-        if name == "accuracy":
-            values[name] = accuracy(said, truths)
-        else:
-            tokens = [[caption_tokens(text) for text in true] for true in truths]
-            values[name] = METRICS[name]([caption_tokens(text) for text in said], tokens)
+        values[name] = METRICS[name](said, [true for _, true in groups])
+        for language, places in sorted(by_language.items()):
+            own = METRICS[name]([said[place] for place in places], [groups[place][1] for place in places])
+            values[f"{name}/{language}"] = own
     return values
 
 

@@ -34,7 +34,9 @@ def run_panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
         name = key.removeprefix("loss/")
         curves = {"training": trained.pop(key), "validation": evaluated.pop(f"validation_{key}", [])}
         panels.append(Panel(f"loss: {name}", curves))
-    panels += [Panel(key.replace("_", " "), {"": curve}) for key, curve in evaluated.items()]
+    for key in [key for key in evaluated if key.partition("/")[0] not in evaluated or "/" not in key]:
+        shares = {name.removeprefix(f"{key}/"): evaluated[name] for name in evaluated if name.startswith(f"{key}/")}
+        panels.append(Panel(key.replace("_", " "), {"all" if shares else "": evaluated[key], **shares}))
     rates = {key.removeprefix("lr/"): trained.pop(key) for key in list(trained) if key.startswith("lr/")}
     panels.append(Panel(LEARNING_RATES, _one_of_equals(rates)))
     panels += [Panel(key.replace("_", " "), {"": curve}, (0.0, None)) for key, curve in trained.items()]
