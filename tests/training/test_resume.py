@@ -243,6 +243,12 @@ def test_changed_settings_are_shown_or_refused(tmp_path):
         "  changed from here on: training.steps: 6 -> 9",
         "  changed from here on: training.save_every: None -> 4",
     ]
+    for newer in (state["settings"]["training"], state["settings"]["training"]["parts"]["connector"]):
+        del newer["evaluate_first" if "evaluate_first" in newer else "only"]  # settings that did not exist then
+    (found.folder / "state.json").write_text(json.dumps(state))
+    said.clear()
+    resume_from(tmp_path, Recipe(training=run_settings(steps=6), model={"kind": "a"}), said.append)
+    assert len(said) == 1
     for changed, key in [
         (Recipe(training=run_settings(steps=6), model={"kind": "b"}), "model.kind"),
         (Recipe(training=run_settings(steps=6, seed=1), model={"kind": "a"}), "training.seed"),

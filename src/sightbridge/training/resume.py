@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from sightbridge.errors import SettingsError
 from sightbridge.training.checkpoints import Checkpoint, find_checkpoint
@@ -44,7 +46,7 @@ def resume_from(folder: Path, recipe: BaseModel, say: Callable[[str], None]) -> 
     if checkpoint is None:
         say(f"{folder}: there is no checkpoint to resume from, so the run starts from the beginning")
         return None
-    changes = changed_settings(checkpoint.state["settings"], recipe.model_dump(mode="json"))
+    changes = changes_since(checkpoint, recipe)
     for key in changes:
         reasons = [reason for pattern, reason in CANNOT_CHANGE.items() if fnmatchcase(key, pattern)]
         if reasons:
@@ -64,8 +66,20 @@ def resume_from(folder: Path, recipe: BaseModel, say: Callable[[str], None]) -> 
 
 def is_finished(checkpoint: Checkpoint, recipe: BaseModel) -> bool:
     """Whether a run has nothing left to do: all steps are taken, and it was not made longer."""
-    changes = changed_settings(checkpoint.state["settings"], recipe.model_dump(mode="json"))
+    changes = changes_since(checkpoint, recipe)
     return checkpoint.finished and not any(key in changes for key in LENGTH)
+
+
+def changes_since(checkpoint: Checkpoint, recipe: BaseModel) -> dict[str, str]:
+    """What differs between the settings of a checkpoint and a recipe: dotted key -> ``old -> new``.
+
+    A setting that did not exist yet when the checkpoint was written had its default. Settings that a recipe of today
+    cannot have are compared as they were written.
+    """
+    old = checkpoint.state["settings"]
+    with suppress(ValidationError):
+        old = type(recipe).model_validate_json(json.dumps(old)).model_dump(mode="json")
+    return changed_settings(old, recipe.model_dump(mode="json"))
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
