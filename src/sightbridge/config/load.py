@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "load_recipe",
     "read_recipe",
+    "read_tree",
     "recipe_names",
     "recipe_schema",
     "save_resolved",
@@ -101,11 +102,19 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Like ``load_recipe``, for recipes of every kind, keeping where each setting was given."""
-    tree = _read_file(find_recipe(str(name_or_path)), ())
-    for index, override in enumerate(overrides, start=1):
-        tree = _apply(tree, override, f"override {index}")
+    tree = read_tree(find_recipe(str(name_or_path)), overrides)
     kind = next((kind for key, (kind, _) in KINDS.items() if _find(tree, key)), Recipe)
     return LoadedRecipe(str(name_or_path), validate(kind, tree), tree)
+
+
+def read_tree(
+    path: Path, overrides: Sequence[str] = (), find: Callable[[str, Path | None], Path] = find_recipe
+) -> Given:
+    """Read a file of settings laid on its base, which ``find`` looks up by name, and apply ``key=value`` overrides."""
+    tree = _read_file(path, (), find)
+    for index, override in enumerate(overrides, start=1):
+        tree = _apply(tree, override, f"override {index}")
+    return tree
 
 
 def _find(tree: Given, key: str) -> Given | None:
@@ -116,7 +125,7 @@ def _find(tree: Given, key: str) -> Given | None:
     return found
 
 
-def _read_file(path: Path, based: tuple[Path, ...]) -> Given:
+def _read_file(path: Path, based: tuple[Path, ...], find: Callable[[str, Path | None], Path]) -> Given:
     """One file laid on its base, which may have a base itself. ``based`` are the files that led here."""
     if path.resolve() in [known.resolve() for known in based]:
         circle = " -> ".join(str(known) for known in (*based, path))
@@ -131,10 +140,10 @@ def _read_file(path: Path, based: tuple[Path, ...]) -> Given:
     if not isinstance(base.value, str):
         raise SettingsError(f"{base.where}: base: expected the name or path of a recipe", "base")
     try:
-        base_path = find_recipe(base.value, beside=path.parent)
+        base_path = find(base.value, path.parent)
     except SettingsError as error:
         raise SettingsError(f"{base.where}: base: {error}", "base") from error
-    return merge(_read_file(base_path, (*based, path)), own)
+    return merge(_read_file(base_path, (*based, path), find), own)
 
 
 def _read_text(path: Path) -> str:
