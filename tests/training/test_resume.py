@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from training_models import OPTIM, ListedBatches, batches_of, run_settings, tiny_model
 
 from sightbridge.config.base import Settings
+from sightbridge.config.model import LoraSettings
 from sightbridge.config.training import TrainingSettings
 from sightbridge.errors import CheckpointError, SettingsError
+from sightbridge.models.lora import add_lora
+from sightbridge.models.parts import set_trainable
 from sightbridge.training.checkpoints import Checkpoints, find_checkpoint
 from sightbridge.training.loop import make_accelerator, train, with_accumulation
 from sightbridge.training.resume import changed_settings, resume_from
@@ -73,12 +76,17 @@ def go(
     rows=ROWS,
     optim=OPTIM,
     vocab_size=40,
+    lora=None,
     **changes,
 ):
     """Train (on), up to a kill after ``alive`` batches: history, weights, places taken, metric values."""
     settings = {"steps": 6, "log_every": 4, "save_every": 2, "evaluate_every": 3, "accumulation": 2} | changes
     settings = run_settings(**settings)
     model = tiny_model(*trained, language_model="t5", dropout_rate=0.3, vocab_size=vocab_size)
+    if lora:
+        torch.manual_seed(5)
+        add_lora(model.language_model, LoraSettings.model_validate(lora))
+        set_trainable(model, settings.parts)
     batches = Dying(batches_of(rows, encoder_decoder=True).batches, alive)
     saved, data = {}, Counting()
 
@@ -140,6 +148,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(alive, straight, tmp_pa
     for name in last:
         places = [run / "checkpoints" / "step-00000006" / name for run in (folder, tmp_path)]
         assert places[0].read_bytes() == places[1].read_bytes(), name
+
+
+def test_adapters_and_connector_resume_bit_for_bit(tmp_path):
+    lora = {"preset": "lora_all", "r": 2, "dropout": 0.3}
+    parts = {"language_model": {"train": "lora", "lr": 0.03, "gradient_checkpointing": True}}
+    history, weights, _, _, _ = go(tmp_path / "straight", lora=lora, parts=parts)
+    with pytest.raises(KilledError):
+        go(tmp_path / "killed", 9, lora=lora, parts=parts)
+    resumed, resumed_weights, _, _, _ = go(tmp_path / "killed", resume=True, lora=lora, parts=parts)
+    assert without_times(resumed) == without_times(history)
+    for name, weight in weights.items():
+        assert torch.equal(weight, resumed_weights[name]), name
+    held = load_file(tmp_path / "straight" / "checkpoints" / "step-00000006" / "weights.safetensors")
+    assert {name.split(".")[0] for name in held} == {"connector", "language_model"}
+    assert all(".lora_" in name for name in held if name.startswith("language_model"))
+    assert any(weight.abs().max() > 0 for name, weight in held.items() if ".lora_B" in name), "adapters learnt"
+    rates = next(line for line in history if line["kind"] == "train")
+    assert rates["lr/language_model"] == pytest.approx(3 * rates["lr/connector"])
 
 
 def test_dropout_was_on(straight, tmp_path):

@@ -2,13 +2,15 @@
 
     MODEL/sightbridge.json            manifest: settings, parts, hashes (see ``manifest``)
     MODEL/connector.safetensors       one file per stored part
+    MODEL/adapter/                    a PEFT folder, if the language model has adapters
     MODEL/tokenizer/                  the tokenizer, as transformers saves it
     MODEL/connector_tokenizer/        that of a connector which reads the question too
 
 The model of BLIP-2's first stage is kept in the same way, with a Q-Former in place of connector and language model.
 
 A part that was trained, or has no source, is stored. A frozen part with a source is only referenced, unless the folder
-is to be self-contained: the bridge of a 7B model is then a few megabytes.
+is to be self-contained: the bridge of a 7B model is then a few megabytes. A language model with adapters counts as
+frozen: what it learnt is in the adapters.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import sightbridge
+from sightbridge.checkpoints.adapter import load_adapter, save_adapter
 from sightbridge.checkpoints.atomic import atomic_folder, existing_folder
 from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.checkpoints.manifest import (
+    ADAPTER,
     CONNECTOR_TOKENIZER,
     MANIFEST,
     TOKENIZER,
+    AdapterEntry,
     AnyManifest,
     Manifest,
     PartEntry,
@@ -44,6 +50,7 @@ from sightbridge.data.qformer_processor import QFormerProcessor, load_caption_to
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import CheckpointError
 from sightbridge.models.kinds import AnyModel, AnyModelSettings, build_any, part_names
+from sightbridge.models.lora import adapted_layers, adapter_parameters, is_adapter
 from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.models.vlm import VisionLanguageModel
 
@@ -76,7 +83,8 @@ def save_model(
         settings: that the model was built with.
         folder: a new or empty folder, or a model folder.
         trained_parts: parts whose weights changed. They are stored; weights of other parts with a source are not
-            written, so a changed part that is not named here would be lost.
+            written, so a changed part that is not named here would be lost (but for what ``init_from`` filled). Of a
+            language model with adapters these are what changed, and its own weights are not.
         self_contained: store every part, so that the folder loads without any source.
         provenance: notes to keep in the manifest, such as recipe and steps; must be JSON.
 
@@ -89,14 +97,21 @@ def save_model(
     _check_heads(model)
     with atomic_folder(target) as writing:
         entries = {}
+        adapted = "language_model" if isinstance(settings, ModelSettings) and settings.lora else None
         for name in names:
             source = getattr(getattr(settings, name), "source", None)
-            stored = self_contained or name in trained_parts or source is None or name == "qformer"
-            entries[name] = _save_part(model, name, source, name in trained_parts, writing if stored else None)
+            trained = name in trained_parts and name != adapted
+            changed = trained or getattr(model.get_submodule(name), "filled_by_init_from", False)
+            stored = self_contained or changed or source is None or name == "qformer"
+            entries[name] = _save_part(model, name, source, trained, writing if stored else None)
+        adapter = None
+        if adapted:
+            save_adapter(model.get_submodule(adapted), entries[adapted].source, writing / ADAPTER)
+            adapter = _adapter_entry(model.get_submodule(adapted), writing, adapted in trained_parts)
         processor.tokenizer.save_pretrained(writing / TOKENIZER)
         if isinstance(processor, Processor) and processor.connector_text:
             processor.connector_text.tokenizer.save_pretrained(writing / CONNECTOR_TOKENIZER)
-        manifest = _manifest(model, settings, entries, writing, dict(provenance or {}))
+        manifest = _manifest(model, settings, entries, adapter, writing, dict(provenance or {}))
         write_manifest(manifest, writing)
     return target
 
@@ -147,6 +162,8 @@ def load_any_model(
                 f"{folder}: the {name.replace('_', ' ')} at '{getattr(manifest.settings, name).source}' is not the one "
                 "that this model was trained with: its weights differ. Give the right one with sources={PART: FOLDER}."
             )
+    if isinstance(manifest, Manifest) and manifest.adapter:
+        load_adapter(model.get_submodule("language_model"), folder / ADAPTER)
     _check_heads(model)
     return model.eval().to(device), _load_processor(folder, manifest)
 
@@ -215,7 +232,12 @@ def describe(folder: str | Path) -> ModelDescription:
 
 
 def _manifest(
-    model: AnyModel, settings: AnyModelSettings, parts: dict[str, PartEntry], folder: Path, provenance: dict[str, Any]
+    model: AnyModel,
+    settings: AnyModelSettings,
+    parts: dict[str, PartEntry],
+    adapter: AdapterEntry | None,
+    folder: Path,
+    provenance: dict[str, Any],
 ) -> AnyManifest:
     """Describe a model whose parts and tokenizers are in ``folder`` already."""
     common: dict[str, Any] = {
@@ -228,8 +250,12 @@ def _manifest(
     }
     if isinstance(model, QFormerPretraining):
         return QFormerManifest(tokens_per_image=model.qformer.options.num_queries, **common)
-    encoder_decoder = model.language_model.is_encoder_decoder
-    return Manifest(tokens_per_image=model.tokens_per_image, encoder_decoder=encoder_decoder, **common)
+    return Manifest(
+        tokens_per_image=model.tokens_per_image,
+        encoder_decoder=model.language_model.is_encoder_decoder,
+        adapter=adapter,
+        **common,
+    )
 
 
 def _check_replaceable(target: Path) -> None:
@@ -239,7 +265,7 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; choose a folder to save the model in.")
     names = {path.name for path in target.iterdir()}
-    ours = {MANIFEST, TOKENIZER, CONNECTOR_TOKENIZER, *(f"{name}.safetensors" for name in ALL_PARTS)}
+    ours = {MANIFEST, ADAPTER, TOKENIZER, CONNECTOR_TOKENIZER, *(f"{name}.safetensors" for name in ALL_PARTS)}
     if names and (MANIFEST not in names or names - ours):
         others = ", ".join(sorted(names - ours)[:3])
         raise CheckpointError(f"{target}: holds files that are no part of a model ({others}); choose another folder.")
@@ -262,9 +288,19 @@ def _save_part(model: AnyModel, name: str, source: str | None, trained: bool, fo
         sha256=file_hash(folder / file) if folder and file else None,
         source=source,
         trained=trained,
-        parameters=sum(parameter.numel() for parameter in part.parameters()),
+        parameters=sum(p.numel() for inner, p in part.named_parameters() if not is_adapter(inner)),
         dtype=part_dtype(part),
         fingerprint=fingerprint(part),
+    )
+
+
+def _adapter_entry(language_model: nn.Module, folder: Path, trained: bool) -> AdapterEntry:
+    """Describe the adapters, which are in ``folder`` already."""
+    return AdapterEntry(
+        files=_hash_files(folder / ADAPTER),
+        layers=len(adapted_layers(language_model)),
+        parameters=sum(parameter.numel() for parameter in adapter_parameters(language_model).values()),
+        trained=trained,
     )
 
 
@@ -316,6 +352,8 @@ def _check_files(folder: Path, manifest: AnyManifest) -> None:
         )
     hashes = {f"{TOKENIZER}/{name}": sha256 for name, sha256 in manifest.tokenizer_files.items()}
     hashes |= {f"{CONNECTOR_TOKENIZER}/{name}": sha256 for name, sha256 in manifest.connector_tokenizer_files.items()}
+    if isinstance(manifest, Manifest) and manifest.adapter:
+        hashes |= {f"{ADAPTER}/{name}": sha256 for name, sha256 in manifest.adapter.files.items()}
     hashes |= {entry.file: entry.sha256 or "" for entry in manifest.parts.values() if entry.file}
     for name, sha256 in hashes.items():
         path = inner_path(folder, name)

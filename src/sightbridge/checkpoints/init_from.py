@@ -8,14 +8,16 @@ from typing import TypeGuard
 
 from torch import nn
 
+from sightbridge.checkpoints.adapter import ADAPTER_CONFIG, load_adapter
 from sightbridge.checkpoints.atomic import existing_folder
-from sightbridge.checkpoints.manifest import MANIFEST, PartEntry, QFormerManifest, inner_path, read_manifest
+from sightbridge.checkpoints.manifest import ADAPTER, MANIFEST, Manifest, PartEntry, QFormerManifest, inner_path, read_manifest
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
 from sightbridge.checkpoints.text_branch import has_text_branch, load_without_text_branch
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
 from sightbridge.errors import CheckpointError
 from sightbridge.models.build_qformer import check_qformer
 from sightbridge.models.connectors.qformer import QFormerConnector
+from sightbridge.models.lora import adapted_layers
 
 
 @dataclass
@@ -33,11 +35,16 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
     connector of a second stage, which has no text branch, fills one that reads questions only ``after_another`` folder
     did, from which it keeps that branch: it would be left with random weights otherwise.
 
+    Adapters are taken if the model has some of the same kind on the same language model. ``folder`` may also be the
+    PEFT folder of such adapters alone.
+
     Raises ``CheckpointError`` if the folder is no model or damaged, a part there has other weights or shapes than here,
     or not a single part is to be had.
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
     report = InitReport()
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / MANIFEST).exists():
+        return _from_peft_folder(model, folder)
     manifest = read_manifest(folder)
     for name, entry in manifest.parts.items():
         part = getattr(model, name, None)
@@ -66,9 +73,39 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
         else:
             _load(part, name, entry, path)
             report.taken.append(f"{name}: {entry.parameters:,} weights")
+    if isinstance(manifest, Manifest) and manifest.adapter:
+        _take_adapter(model, folder, manifest, report)
     if not report.taken:
         raise CheckpointError(f"{folder}: holds nothing to start this model with ({'; '.join(report.left)}).")
     return report
+
+
+def _from_peft_folder(model: nn.Module, folder: Path) -> InitReport:
+    """Fill the adapters of a model from a folder that holds nothing else."""
+    language_model = getattr(model, "language_model", None)
+    if language_model is None or not adapted_layers(language_model):
+        raise CheckpointError(
+            f"{folder}: holds the adapters of a language model, and there are none here to fill; give model.lora the "
+            "settings they were trained with, or make them part of a language model with 'sightbridge merge'."
+        )
+    return InitReport(taken=[f"adapters: {load_adapter(language_model, folder):,} weights"])
+
+
+def _take_adapter(model: nn.Module, folder: Path, manifest: Manifest, report: InitReport) -> None:
+    """Fill the adapters of a model if they stand beside the same weights as those in ``folder``."""
+    assert manifest.adapter is not None
+    language_model = getattr(model, "language_model", None)
+    if language_model is None or not adapted_layers(language_model):
+        report.left.append(
+            "adapters: the model here has none (model.lora); 'sightbridge merge' makes them part of a language model"
+        )
+    elif fingerprint(language_model) != manifest.parts["language_model"].fingerprint:
+        report.left.append("adapters: they belong to another language model than the one here, so these stay fresh")
+    else:
+        for name, sha256 in manifest.adapter.files.items():
+            if not (path := inner_path(folder / ADAPTER, name)).is_file() or file_hash(path) != sha256:
+                raise CheckpointError(f"{path}: missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
+        report.taken.append(f"adapters: {load_adapter(language_model, folder / ADAPTER):,} weights")
 
 
 def _needs_text_branch(part: nn.Module, path: Path) -> TypeGuard[QFormerConnector]:
@@ -91,3 +128,4 @@ def _load(part: nn.Module, name: str, entry: PartEntry, path: Path) -> None:
             f"training.init_from: the {name.replace('_', ' ')} there is not built as the one here. {error} Give "
             f"model.{name} the settings of that model, or start without its weights."
         ) from error
+    part.filled_by_init_from = True  # type: ignore[assignment] - its source does not hold these weights

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from sightbridge.config.base import Settings
 from sightbridge.config.model import ModelSettings
@@ -19,6 +19,8 @@ TOKENIZER = "tokenizer"
 """Name of the folder beside it that the tokenizer is in."""
 CONNECTOR_TOKENIZER = "connector_tokenizer"
 """Name of the folder of a connector's own tokenizer, if it has one."""
+ADAPTER = "adapter"
+"""Name of the PEFT folder of a language model's adapters, if it has some."""
 FORMAT = "sightbridge-model"
 FORMAT_VERSION = 1
 """Grows whenever an older release could not read the folder rightly."""
@@ -34,6 +36,15 @@ class PartEntry(Settings):
     parameters: int
     dtype: str
     fingerprint: str = Field(description="hash of samples of the weights, see checkpoints.weights.fingerprint")
+
+
+class AdapterEntry(Settings):
+    """The adapters of the language model, in a folder that ``peft`` loads."""
+
+    files: dict[str, str] = Field(description="name in the adapter's folder -> SHA-256")
+    layers: int = Field(description="how many linear layers are adapted")
+    parameters: int
+    trained: bool = Field(description="whether this run trained them")
 
 
 class BaseManifest(Settings):
@@ -57,6 +68,13 @@ class Manifest(BaseManifest):
     kind: Literal["generation"] = "generation"
     settings: ModelSettings
     encoder_decoder: bool
+    adapter: AdapterEntry | None = None
+
+    @model_validator(mode="after")
+    def _adapters_of_lora(self) -> Manifest:
+        if (self.adapter is None) != (self.settings.lora is None):
+            raise ValueError("'adapter' and 'settings.lora' belong together, and one of them is missing")
+        return self
 
 
 class QFormerManifest(BaseManifest):

@@ -12,26 +12,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sightbridge.errors import CheckpointError
+from sightbridge.models.lora import base_name, is_adapter
 
 
 def unique_tensors(part: nn.Module) -> dict[str, Tensor]:
-    """Return the state of ``part`` with every tensor once, under its first name: T5 has one table under three."""
+    """Return the state of ``part`` with every tensor once, under its first name: T5 has one table under three.
+
+    Adapters are no part of it, and what they stand beside has the name it would have without them.
+    """
     tensors: dict[str, Tensor] = {}
     seen = set()
     for name, tensor in part.state_dict().items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
+        if is_adapter(name) or (tensor.numel() and place in seen):
             continue
         seen.add(place)
-        tensors[name] = tensor
+        tensors[base_name(name)] = tensor
     return tensors
 
 
 def part_dtype(part: nn.Module) -> str:
     """Name of the type that most weights of ``part`` are held in; norms may be in another."""
     sizes: Counter[torch.dtype] = Counter()
-    for parameter in part.parameters():
-        sizes[parameter.dtype] += parameter.numel()
+    for name, parameter in part.named_parameters():
+        if not is_adapter(name):
+            sizes[parameter.dtype] += parameter.numel()
     return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 
@@ -69,7 +74,8 @@ def load_part(part: nn.Module, path: Path) -> None:
         )
     # Each tensor takes on the file's type; casting the whole part instead would also cast what no file holds, such as
     # the float32 frequencies of rotary embeddings.
-    places = dict(part.named_parameters(remove_duplicate=False)) | dict(part.named_buffers(remove_duplicate=False))
+    named = dict(part.named_parameters(remove_duplicate=False)) | dict(part.named_buffers(remove_duplicate=False))
+    places = {base_name(name): tensor for name, tensor in named.items()}
     for name, tensor in weights.items():
         places[name].data = tensor.clone()
 

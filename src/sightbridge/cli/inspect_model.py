@@ -69,6 +69,16 @@ def _language_facts(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     if prompt.system is not None:
         facts.append(("system text", prompt.system or "none"))
+    if manifest.adapter and (lora := manifest.settings.lora):
+        of = lora.preset or lora.targets
+        trained = "trained" if manifest.adapter.trained else "frozen"
+        facts.append(
+            (
+                "adapters",
+                f"LoRA of {manifest.adapter.layers} layers ({of}), r {lora.r}, alpha {lora.alpha}, "
+                f"{manifest.adapter.parameters:,} parameters, {trained}",
+            )
+        )
     if prompt.switches:
         facts.append(("switches", _pairs(prompt.switches)))
     return facts

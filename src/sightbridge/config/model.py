@@ -92,6 +92,30 @@ class LanguageModelSettings(PartSource):
     )
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters beside linear layers of a frozen language model (Hu et al., arXiv 2106.09685)."""
+
+    preset: Literal["lora", "lora_all"] | None = Field(
+        default=None,
+        description="lora: query and value of every attention (or the layer they share); lora_all: all linear layers "
+        "of the blocks; which these are follows from the model's family, see docs/adapters.md",
+    )
+    targets: list[str] | str | None = Field(
+        default=None,
+        description="instead of a preset: names of linear layers such as [q_proj, v_proj], or one regular expression "
+        "that matches whole names",
+    )
+    r: int = Field(default=8, ge=1, description="rank of the adapters")
+    alpha: int = Field(default=16, ge=1, description="what adapters add is multiplied by alpha / r")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="of the adapters' inputs, while they train")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> LoraSettings:
+        if (self.preset is None) == (not self.targets):
+            raise ValueError("give exactly one of 'preset' (lora, lora_all) and 'targets' (names of linear layers)")
+        return self
+
+
 class ImageSettings(Settings):
     """How a picture becomes pixels. Resizing is Pillow's bicubic, as in every seed system."""
 
@@ -135,3 +159,4 @@ class ModelSettings(Settings):
     language_model: LanguageModelSettings
     prompt: PromptSettings
     image: ImageSettings = ImageSettings()
+    lora: LoraSettings | None = Field(default=None, description="adapters of the language model; null = none")

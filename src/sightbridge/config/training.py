@@ -32,8 +32,8 @@ class PartTraining(Settings):
 
     @model_validator(mode="after")
     def _only_what_trains(self) -> PartTraining:
-        if self.only and self.train == "frozen":
-            raise ValueError("'only' says what of this part trains, but 'train' is frozen; set train=full")
+        if self.only and self.train != "full":
+            raise ValueError(f"'only' says what of this part trains, but 'train' is {self.train}; set train=full")
         return self
 
 
@@ -43,12 +43,20 @@ class TrainedPart(PartTraining):
     train: Literal["full", "frozen"] = Field(default="full", description="train all weights of this part, or none")
 
 
+class LanguageModelTraining(PartTraining):
+    """The language model, whose adapters may train instead of its own weights."""
+
+    train: Literal["full", "lora", "frozen"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="frozen", description="train all weights of this part, the adapters of model.lora alone, or none"
+    )
+
+
 class PartsSettings(Settings):
     """The three parts; by default only the bridge trains."""
 
     vision_tower: PartTraining = PartTraining()
     connector: TrainedPart = TrainedPart()
-    language_model: PartTraining = PartTraining()
+    language_model: LanguageModelTraining = LanguageModelTraining()
 
 
 class OptimSettings(Settings):

@@ -32,6 +32,7 @@ from sightbridge.config.model import (
 from sightbridge.errors import CheckpointError, SettingsError, nearest
 from sightbridge.models.connectors import build_connector
 from sightbridge.models.language_model import LanguageModel, build_with_own_head, check_head, wants_own_head
+from sightbridge.models.lora import add_lora
 from sightbridge.models.vision_tower import POOLERS, VisionTower, resize_positions
 from sightbridge.models.vlm import VisionLanguageModel
 
@@ -71,6 +72,9 @@ def build_model(settings: ModelSettings, seed: int = 0) -> VisionLanguageModel:
         connector = build_connector(
             settings.connector, vision_tower.channels, vision_tower.positions, language_model.width
         )
+        if settings.lora:
+            torch.manual_seed(seed + 3)
+            add_lora(language_model, settings.lora)
     return VisionLanguageModel(vision_tower, connector, language_model).eval()
 
 

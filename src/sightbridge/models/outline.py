@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.initialization import no_init_weights
 
 from sightbridge.config.model import ImageSettings, ModelSettings, VisionTowerSettings
@@ -14,6 +14,7 @@ from sightbridge.errors import SettingsError
 from sightbridge.models.build import VISION_CLASSES, find_config
 from sightbridge.models.build_qformer import check_qformer
 from sightbridge.models.connectors import build_connector
+from sightbridge.models.lora import find_targets
 from sightbridge.models.qformer_bert import check_bert
 from sightbridge.models.qformer_pretraining import QFormerForPretraining, QFormerPretrainingOptions
 from sightbridge.models.vision_tower import VisionTower
@@ -39,6 +40,10 @@ def outline(settings: ModelSettings) -> Outline:
     with torch.device("meta"), no_init_weights():
         connector = build_connector(settings.connector, tower.channels, tower.positions, out_width=1)
     language_config = find_config(settings.language_model, "language_model")
+    if settings.lora:
+        auto_class = AutoModelForSeq2SeqLM if language_config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"), no_init_weights():
+            find_targets(auto_class.from_config(language_config), settings.lora)
     return Outline(
         tokens_per_image=connector.tokens_per_image,  # type: ignore[arg-type]
         encoder_decoder=bool(language_config.is_encoder_decoder),

@@ -9,6 +9,7 @@ from torch import nn
 from sightbridge.config.base import Settings
 from sightbridge.config.training import PartTraining
 from sightbridge.errors import SettingsError, nearest
+from sightbridge.models.lora import adapter_modules
 
 
 def trains(part: nn.Module) -> bool:
@@ -17,7 +18,7 @@ def trains(part: nn.Module) -> bool:
 
 
 def set_trainable(model: nn.Module, parts: Settings) -> None:
-    """Let each part of ``model`` train, some of its submodules (``only``) or none; the rest is frozen.
+    """Let each part of ``model`` train, some of its submodules (``only``), its adapters or none; the rest is frozen.
 
     ``parts`` holds a ``PartTraining`` for each part, under the name of the submodule it is about. A model that calls
     ``eval_frozen`` in its ``train`` keeps what is frozen in evaluation mode.
@@ -28,8 +29,9 @@ def set_trainable(model: nn.Module, parts: Settings) -> None:
     for name in type(parts).model_fields:
         part, settings = model.get_submodule(name), getattr(parts, name)
         part.requires_grad_(settings.train == "full" and not settings.only)
-        part.trained_submodules = tuple(settings.only)  # type: ignore[assignment]
-        for submodule in find_submodules(part, settings, name):
+        adapters = adapter_modules(part) if settings.train == "lora" else []
+        part.trained_submodules = (*settings.only, *adapters)  # type: ignore[assignment]
+        for submodule in (*find_submodules(part, settings, name), *map(part.get_submodule, adapters)):
             submodule.requires_grad_(True)
     model.train(model.training)
 

@@ -69,6 +69,11 @@ def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records
     with loaded.locating():
         check_settings(recipe)
         processor = make_any_processor(recipe)
+        if processor.encoder_decoder and recipe.data.padding_side == "left":
+            raise SettingsError(
+                "an encoder-decoder is padded on the right; left is for decoder-only language models",
+                key="data.padding_side",
+            )
     train = _usable(recipe.data, "train", processor, watch)
     validation = _usable(recipe.data, "validation", processor, watch)
     if not train.records:
@@ -94,6 +99,8 @@ def check_settings(recipe: ModelRecipe) -> None:
         raise SettingsError(
             f"nothing to train: every part is frozen. Set training.parts.{bridge}.train=full", key="training.parts"
         )
+    if isinstance(recipe, Recipe):
+        check_lora(recipe)
     tower = recipe.model.vision_tower
     if recipe.training.parts.vision_tower.train != "frozen" and tower.dtype != "float32":
         raise SettingsError(
@@ -105,6 +112,22 @@ def check_settings(recipe: ModelRecipe) -> None:
         raise SettingsError("there is nothing to train on: give at least one source", key="data.train")
     check_order(recipe)
     check_cache(recipe)
+
+
+def check_lora(recipe: Recipe) -> None:
+    """Check that adapters which are to train are there, and that the rest of the language model does not train."""
+    train = recipe.training.parts.language_model.train
+    if train == "lora" and not recipe.model.lora:
+        raise SettingsError(
+            "there are no adapters to train: give model.lora a preset, such as model.lora.preset=lora_all",
+            key="training.parts.language_model.train",
+        )
+    if train == "full" and recipe.model.lora:
+        raise SettingsError(
+            "model.lora adapts a language model that stays as it is: set training.parts.language_model.train=lora, or "
+            "model.lora=null to train all of its weights",
+            key="training.parts.language_model.train",
+        )
 
 
 def _usable(data: DataSettings, which: Which, processor: AnyProcessor, watch: Watch) -> Usable:

@@ -26,6 +26,7 @@ from sightbridge.data.record import Record
 from sightbridge.errors import SettingsError
 from sightbridge.models.build import part_summary
 from sightbridge.models.kinds import AnyModel, build_any
+from sightbridge.models.lora import describe_lora, is_adapter
 from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.training.checkpoints import Checkpoint, Checkpoints
@@ -194,6 +195,8 @@ def build_start(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> 
         model = build_any(recipe.model, seed=recipe.training.seed)
         set_trainable(model, recipe.training.parts)
     console.print(parts_table(model, recipe.model))
+    if isinstance(recipe, Recipe) and recipe.model.lora:
+        console.print(describe_lora(model, recipe.model.lora), markup=False, soft_wrap=True)
     start = recipe.training.init_from
     for number, folder in enumerate([start] if isinstance(start, str) else start or []):
         report = init_from(model, folder, after_another=number > 0)
@@ -234,13 +237,15 @@ def trained_parts(parts: Settings) -> list[str]:
 
 
 def parts_table(model: AnyModel, settings: Settings) -> Table:
-    """What the model consists of: each part's class, source and size, and whether it trains."""
+    """What the model consists of: each part's class, source and size, and whether it trains, or its adapters."""
     table = Table("part", "model", "source", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("")
     for name, what, parameters, trained in part_summary(model):
         source = getattr(getattr(settings, name), "source", None) or "random weights"
-        table.add_row(name.replace("_", " "), what, source, f"{parameters:,}", "trained" if trained else "frozen")
+        adapters = any(is_adapter(n) and p.requires_grad for n, p in model.get_submodule(name).named_parameters())
+        state = "LoRA" if adapters else "trained" if trained else "frozen"
+        table.add_row(name.replace("_", " "), what, source, f"{parameters:,}", state)
     return table
 
 
