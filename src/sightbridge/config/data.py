@@ -31,6 +31,9 @@ class SourceSettings(Settings):
     prompt: str | None = Field(
         default=None, description="what the user says behind the pictures, with {} for the words of the record's turn"
     )
+    frames: int | None = Field(
+        default=None, ge=1, le=512, description="pictures of each video, evenly spread over it; null = the format's own"
+    )
 
 
 class DataSettings(Settings):

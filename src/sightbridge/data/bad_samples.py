@@ -12,6 +12,7 @@ from typing import Any
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
 from sightbridge.images.load import ImageSource
+from sightbridge.images.video import VideoFrame
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,15 @@ def check_images(records: Sequence[Record]) -> list[BadSample]:
     for record in records:
         missing = [source for source in record.images if _is_missing(source, exists)]
         if missing:
-            names = ", ".join(map(str, missing))
-            bad.append(BadSample(record.id, record.where, f"no such picture file: {names}"))
+            names = dict.fromkeys(str(source.path if isinstance(source, VideoFrame) else source) for source in missing)
+            what = "video" if isinstance(missing[0], VideoFrame) else "picture"
+            bad.append(BadSample(record.id, record.where, f"no such {what} file: {', '.join(names)}"))
     return bad
 
 
 def _is_missing(source: ImageSource, exists: dict[str, bool]) -> bool:
+    if isinstance(source, VideoFrame):
+        source = source.path
     if not isinstance(source, str | Path) or str(source).startswith("data:"):
         return False
     name = str(source)

@@ -1,7 +1,7 @@
 """Annotation files: one reader per format, all of them yielding records.
 
-A reader is a function ``(path, images_folder)`` that yields records, or returns a list of them that is read lazily.
-Adding one is a file and a line in ``READERS``.
+A reader is a function ``(path, images_folder)`` that yields records, or returns a list of them that is read lazily;
+one of ``VIDEO_FORMATS`` also takes ``frames``. Adding one is a file and a line in ``READERS``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sightbridge.data.readers.coco_caption import read_coco_caption
 from sightbridge.data.readers.gqa import read_gqa
 from sightbridge.data.readers.llava import read_llava
 from sightbridge.data.readers.mblip import read_mblip
+from sightbridge.data.readers.minigpt4qwen import read_minigpt4qwen
 from sightbridge.data.readers.paddlemix import read_paddlemix
 from sightbridge.data.readers.tables import read_arrow, read_jsonl, read_parquet
 from sightbridge.data.readers.vqa import read_vqa
@@ -25,7 +26,7 @@ from sightbridge.data.records import Chained, Cleaned, Prompted, select
 from sightbridge.errors import SettingsError, nearest
 from sightbridge.text.cleanup import CLEANUPS
 
-Reader = Callable[[Path, Path], Iterable[Record]]
+Reader = Callable[..., Iterable[Record]]
 
 READERS: dict[str, Reader] = {
     "llava": read_llava,
@@ -35,11 +36,14 @@ READERS: dict[str, Reader] = {
     "vqa": read_vqa,
     "gqa": read_gqa,
     "mblip": read_mblip,
+    "minigpt4qwen": read_minigpt4qwen,
     "webdataset": read_webdataset,
     "parquet": read_parquet,
     "arrow": read_arrow,
     "jsonl": read_jsonl,
 }
+VIDEO_FORMATS = ("minigpt4qwen",)
+"""Formats whose rows may hold videos."""
 
 
 def get_reader(name: str) -> Reader:
@@ -67,7 +71,14 @@ def read_source(source: SourceSettings, root: Path) -> Sequence[Record]:
     """Read one source; arguments and errors as for ``read_sources``."""
     path, images = root / source.path, root / (source.images or ".")
     return load_records(
-        source.format, path, images, clean=source.clean, skip=source.skip, limit=source.limit, prompt=source.prompt
+        source.format,
+        path,
+        images,
+        clean=source.clean,
+        skip=source.skip,
+        limit=source.limit,
+        prompt=source.prompt,
+        frames=source.frames,
     )
 
 
@@ -80,6 +91,7 @@ def load_records(
     skip: int = 0,
     limit: int | None = None,
     prompt: str | None = None,
+    frames: int | None = None,
 ) -> Sequence[Record]:
     """Read an annotation file, to look at its records: ``print(load_records("coco_caption", "train.json")[0])``.
 
@@ -91,16 +103,21 @@ def load_records(
         skip: leave out the first so many records.
         limit: read only so many records, behind those left out.
         prompt: what the user says behind the pictures, with ``{}`` for the words of the record.
+        frames: pictures of each video, if not as many as the reader takes by itself.
 
     Raises:
-        SettingsError: unknown format or clean-up.
+        SettingsError: unknown format or clean-up, or ``frames`` of a format without videos.
         DataError: a row is wrong.
     """
     path = Path(path).expanduser()
     if clean is not None and clean not in CLEANUPS:
         known = ", ".join(CLEANUPS)
         raise SettingsError(f"unknown clean-up '{clean}'. Known: {known}.{nearest(clean, list(CLEANUPS))}", "clean")
-    found = get_reader(format)(path, path.parent if images is None else Path(images).expanduser())
+    reader, options = get_reader(format), {} if frames is None else {"frames": frames}
+    if options and format not in VIDEO_FORMATS:
+        known = ", ".join(VIDEO_FORMATS)
+        raise SettingsError(f"'frames' are of videos, which '{format}' does not have. Formats with videos: {known}.")
+    found = reader(path, path.parent if images is None else Path(images).expanduser(), **options)
     end = None if limit is None else skip + limit
     if isinstance(found, Sequence):
         records = select(found, range(len(found))[skip:end])
