@@ -86,3 +86,39 @@ def test_lavis_warmup_ends_with_the_first_epoch():
     got = [learning_rate(step, 8, optim, steps_per_epoch=2.5) for step in range(8)]  # epochs begin at 0, 2.5, 5, 7.5
     cosines = [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
     assert got == pytest.approx([0.0, 0.01, 0.02, cosines[1], cosines[1], cosines[2], cosines[2], cosines[2]])
+
+
+def test_parity_with_minigpt4qwen_alignment():
+    """LAVIS' schedule by iterations, 16 of them a step: the rates of every epoch as the reference's log shows them."""
+    optim = OptimSettings(lr=1e-4, min_lr=1e-6, warmup_steps=500, warmup_unit="batch", schedule="lavis_epoch_cosine")
+
+    def rate(step: int) -> float:
+        return learning_rate(step, 1470, optim, steps_per_epoch=147, accumulation=16)
+
+    for step in range(40):  # the optimiser steps in iteration 16 step + 15
+        assert rate(step) == pytest.approx(min(1e-4, 1e-4 * (16 * step + 15) / 500))
+    epochs = [1e-4, 9.758e-5, 9.055e-5, 7.960e-5, 6.580e-5, 5.050e-5, 3.520e-5, 2.141e-5, 1.045e-5, 3.423e-6]
+    difference = max(abs(rate(147 * (epoch + 1) - 1) - value) for epoch, value in enumerate(epochs))
+    print(f"parity MiniGPT4Qwen's epochs, values of four digits: {difference:.1e}")
+    assert difference < 6e-9
+
+
+def test_a_warmup_in_batches_is_one_in_steps_without_accumulation():
+    options = {"lr": 1.0, "warmup_steps": 5, "schedule": "cosine"}
+    by_step, by_batch = OptimSettings(**options), OptimSettings(**options, warmup_unit="batch")
+    assert [learning_rate(s, 20, by_batch) for s in range(20)] == [learning_rate(s, 20, by_step) for s in range(20)]
+    assert [learning_rate(s, 20, by_batch, accumulation=2) for s in range(3)] == pytest.approx([0.2, 0.6, 1.0])
+
+
+def test_parity_with_minigpt4qwens_stepwise_schedule():
+    """A cosine over the steps, warm-up a share of them. The reference sets the rate behind a step, so that its first
+    one runs at the full rate, without a warm-up; ours begins where the warm-up does."""
+    optim = OptimSettings(lr=1e-3, warmup_ratio=0.03)
+    total, warmup = 2200, 66
+    theirs = [
+        1e-3 * step / warmup if step < warmup else 0.5e-3 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        for step in range(total)
+    ]
+    difference = max(abs(learning_rate(step, total, optim) - rate) for step, rate in enumerate(theirs))
+    print(f"parity MiniGPT4Qwen's step-wise schedule behind the first step: {difference:.1e}")
+    assert difference < 1e-18

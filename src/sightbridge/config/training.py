@@ -68,7 +68,12 @@ class OptimSettings(Settings):
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end")
     warmup_lr: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
-    warmup_steps: int | None = Field(default=None, ge=0, description="length of the warm-up in optimiser steps")
+    warmup_steps: int | None = Field(default=None, ge=0, description="length of the warm-up, in 'warmup_unit'")
+    warmup_unit: Literal["step", "batch"] = Field(
+        default="step",
+        description="what warmup_steps counts: optimiser steps, or batches of a process (LAVIS' iterations), of which "
+        "training.accumulation make a step",
+    )
     warmup_ratio: float | None = Field(
         default=None, ge=0, lt=1, description="length of the warm-up as a share of all steps"
     )

@@ -187,7 +187,9 @@ def set_rates(
     rates: dict[str, float] = {}
     steps_per_epoch = state.batches_per_epoch / accumulation
     for group in optimizer.param_groups:
-        rate = learning_rate(state.progress.step, state.total_steps, optim, group["peak_lr"], steps_per_epoch)
+        rate = learning_rate(
+            state.progress.step, state.total_steps, optim, group["peak_lr"], steps_per_epoch, accumulation
+        )
         group["lr"] = rate * group["lr_scale"]
         name = f"lr/{group['name'].split('/')[0]}"
         rates[name] = max(rates.get(name, 0.0), group["lr"])
