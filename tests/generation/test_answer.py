@@ -182,7 +182,7 @@ def test_pieces_make_up_any_text(name: str, template: str, monkeypatch: pytest.M
         settings = GenerationSettings(stop=stop)
         for row in rows:
             monkeypatch.setattr(room, "_steps", lambda *_, row=row: (row[: n + 1] for n in range(len(row))))
-            pieces = list(room._stream(None, processor, None, settings))  # type: ignore[arg-type]
+            pieces = list(room.stream_batch(None, processor, None, settings))  # type: ignore[arg-type]
             assert "".join(pieces) == processor.decode([row], stop)[0], (row, pieces)
             several += len(pieces) > 2
     assert several > 300

@@ -93,7 +93,7 @@ def answer_batch(
         window = range(start, min(start + WINDOW * batch_size, len(records)))
         lengths = {i: len(processor.encode(records[i], for_generation=True).input_ids) for i in window}
         features = keep_in_memory(
-            (records[i] for i in window), processor.image_settings, lambda p: _encode_images(model, p), batch_size
+            (records[i] for i in window), processor.image_settings, lambda p: encode_images(model, p), batch_size
         )
         in_order = sorted(window, key=lambda i: lengths[i])
         for first in range(0, len(in_order), batch_size):
@@ -121,15 +121,25 @@ def stream(
     _check_one_answer(settings)
     if settings.num_beams > 1:
         raise SettingsError("A beam search cannot be streamed: set num_beams to 1.", key="num_beams")
-    return _stream(model, processor, processor.prompt(images, question), settings)
+    return stream_batch(model, processor, processor.prompt(images, question), settings)
 
 
-def _stream(
-    model: VisionLanguageModel, processor: Processor, batch: Batch, settings: GenerationSettings
+def stream_batch(
+    model: VisionLanguageModel,
+    processor: Processor,
+    batch: Batch,
+    settings: GenerationSettings = GREEDY,
+    stopping: Event | None = None,
 ) -> Generator[str, None, None]:
+    """Answer a batch of one prompt as ``stream`` does; the answer of a beam search comes in one piece, at its end.
+
+    ``stopping``, set from a signal handler or another thread, ends the answer after the token that is being made.
+    """
     stops = [*processor.stop_strings, *settings.stop]
     sent, ids = "", []
-    for ids in _steps(model, processor, batch, settings):
+    for ids in _steps(model, processor, batch, settings, stopping or Event()):
+        if settings.num_beams > 1:  # what is best so far may not begin what is best in the end
+            continue
         whole = _without_open_bytes(ids, processor.tokenizer)
         piece = _settled(processor.decode([whole], settings.stop)[0], stops)[len(sent) :]
         if piece:
@@ -164,15 +174,15 @@ def _settled(text: str, stops: Sequence[str]) -> str:
 
 
 def _steps(
-    model: VisionLanguageModel, processor: Processor, batch: Batch, settings: GenerationSettings
+    model: VisionLanguageModel, processor: Processor, batch: Batch, settings: GenerationSettings, stopping: Event
 ) -> Generator[list[int], None, None]:
-    """The ids of one row so far, after every step of a generation that runs in a thread."""
+    """The ids of one row so far, after every step of a generation that runs in a thread, and once more at its end."""
     steps: SimpleQueue[list[int] | None] = SimpleQueue()
     closed = Event()
 
     def watch(ids: Tensor) -> bool:
         steps.put(ids[0].tolist())
-        return closed.is_set()
+        return closed.is_set() or stopping.is_set()
 
     with ThreadPoolExecutor(1, "sightbridge-stream") as pool:  # leaving it waits for the thread
         done = pool.submit(_generate, model, processor, batch, settings, watch)
@@ -180,7 +190,7 @@ def _steps(
         try:
             while (ids := steps.get()) is not None:
                 yield ids
-            done.result()
+            yield done.result()[0].tolist()
         finally:
             closed.set()
 
@@ -222,7 +232,8 @@ def _collate(processor: Processor, records: Sequence[Record], features: FeatureS
     return processor.collate(rows, "right" if processor.encoder_decoder else "left")
 
 
-def _encode_images(model: VisionLanguageModel, pixels: Tensor) -> Tensor:
+def encode_images(model: VisionLanguageModel, pixels: Tensor) -> Tensor:
+    """Features (n, S, C) of pictures (n, 3, H, W), without dropout, on the model's device."""
     with in_evaluation_mode(model):
         return model.encode_images(pixels.to(model.language_model.model.device))
 

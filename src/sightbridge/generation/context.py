@@ -1,0 +1,24 @@
+"""How long a conversation a language model can take in, read from its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TRAINED_LENGTHS = {"bloom": 2048, "t5": 512, "mt5": 1024, "umt5": 1024}
+"""Families whose configuration names no length, with the one they were trained on: BLOOM (arXiv 2211.05100, table 3),
+T5 (arXiv 1910.10683, section 3.1.2), mT5 (arXiv 2010.11934, section 3.2), umT5 (arXiv 2304.09151). None of them has a
+table of positions that ends there."""
+USUAL_LENGTH = 2048
+"""Taken for a family that is not known here."""
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
+"""Under which keys configurations say it: Llama, Qwen, OPT and BART; GPT-2; older GPT; MPT; others."""
+
+
+def context_length(config: Any) -> int:
+    """Positions that a language model of configuration ``config`` takes: prompt and answer, or an encoder's row."""
+    config = config.get_text_config()
+    for key in LENGTH_KEYS:
+        length = getattr(config, key, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return TRAINED_LENGTHS.get(config.model_type, USUAL_LENGTH)
