@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.cli.data_mix import mix
 
 app = typer.Typer(no_args_is_help=True, help="Make data to train on and to play with.")
 
@@ -85,3 +86,6 @@ def scenes(
         table.add_row(str(out / f"{name}.json"), str(count), *FILES[name])
     show_table(table)
     console().print(f"Look at it: sightbridge inspect data {out / 'train.json'} --format llava", soft_wrap=True)
+
+
+app.command("mix")(mix)

@@ -65,7 +65,7 @@ def _read_official(content: Row, path: Path, images_folder: Path) -> Iterator[Re
     """Read an official questions file. Pictures lie in ``images_folder`` or in a folder of the subtype's name there."""
     subtype = take(content, "data_subtype", (str,), str(path), "a text such as 'val2014'").replace("-dev", "")
     folder = images_folder / subtype if (images_folder / subtype).is_dir() else images_folder
-    annotations = _read_annotations(path)
+    annotations = read_annotations(path)
     for number, question in enumerate(take(content, "questions", (list,), str(path), "a list of questions"), start=1):
         where = f"{path}, question {number}"
         if not isinstance(question, dict):
@@ -78,11 +78,13 @@ def _read_official(content: Row, path: Path, images_folder: Path) -> Iterator[Re
         yield question_record(question | annotations.get(question_id, {}), [image], f"{path.stem}-{number}", where)
 
 
-def _read_annotations(questions: Path) -> dict[Any, Row]:
-    """Answers by question id: v2_OpenEnded_mscoco_..._questions.json has them in v2_mscoco_..._annotations.json."""
-    path = questions.with_name(questions.name.replace("OpenEnded_", "").replace("questions", "annotations"))
-    if path == questions or not path.is_file():
-        return {}
+def read_annotations(questions: Path, path: Path | None = None) -> dict[Any, Row]:
+    """Answers by question id: v2_OpenEnded_mscoco_..._questions.json has them in v2_mscoco_..._annotations.json, unless
+    ``path`` says where; without that file there are none."""
+    if path is None:
+        path = questions.with_name(questions.name.replace("OpenEnded_", "").replace("questions", "annotations"))
+        if path == questions or not path.is_file():
+            return {}
     found: dict[Any, Row] = {}
     for _, where, content in read_rows(path):
         for number, row in enumerate(take(content, "annotations", (list,), where, "a list"), start=1):

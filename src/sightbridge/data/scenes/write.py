@@ -169,7 +169,13 @@ def _statement_row(picture: _Picture, rng: random.Random, avoid: frozenset[Pair]
 
 def _region_row(picture: _Picture) -> dict[str, Any]:
     phrases = [phrase(picture.scene, thing, picture.language) for thing in picture.scene.objects]
-    return {"id": Path(picture.file).stem, "image": picture.file, "bboxes": picture.boxes, "phrases": phrases}
+    return {
+        "id": Path(picture.file).stem,
+        "image": picture.file,
+        "bboxes": picture.boxes,
+        "phrases": phrases,
+        "language": picture.language,
+    }
 
 
 def _write_json(path: Path, content: Any) -> None:
