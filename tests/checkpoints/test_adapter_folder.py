@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from sightbridge.checkpoints.folder import describe, load_model, save_model
+from sightbridge.checkpoints.describe import describe
+from sightbridge.checkpoints.folder import load_model, save_model
 from sightbridge.checkpoints.init_from import init_from
 from sightbridge.config.model import ModelSettings
 from sightbridge.errors import CheckpointError

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import sightbridge
 from sightbridge.checkpoints import folder as folder_module
-from sightbridge.checkpoints.folder import describe, load_any_model, load_model, save_model
+from sightbridge.checkpoints.describe import describe
+from sightbridge.checkpoints.folder import load_any_model, load_model, save_model
 from sightbridge.checkpoints.weights import file_hash, fingerprint, unique_tensors
 from sightbridge.config.model import ModelSettings
 from sightbridge.data.processor import Processor, prompt_record

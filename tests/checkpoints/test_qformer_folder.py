@@ -7,7 +7,8 @@ import torch
 
 import sightbridge
 from sightbridge.batch import QFormerBatch
-from sightbridge.checkpoints.folder import describe, load_any_model, load_model, load_processor, save_model
+from sightbridge.checkpoints.describe import describe
+from sightbridge.checkpoints.folder import load_any_model, load_model, load_processor, save_model
 from sightbridge.checkpoints.manifest import MANIFEST
 from sightbridge.cli.inspect_model import inspect_model
 from sightbridge.config.model import ImageSettings

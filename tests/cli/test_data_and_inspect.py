@@ -36,7 +36,7 @@ def test_scenes_are_written_and_listed(tmp_path: Path, capsys: pytest.CaptureFix
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if line.strip().startswith(str(out))}
     for name, (count, data_format) in rows.items():
         assert len(json.loads(Path(name).read_text())) == int(count), name
-        assert data_format in ("llava", "coco_caption", "vqa", "boxes,")
+        assert data_format in ("llava", "coco_caption", "vqa", "mblip", "minigpt4qwen", "boxes,")
     assert len(rows) == 8
     train = json.loads((out / "train.json").read_text())
     assert {row["language"] for row in train} == {"en", "es"}
@@ -150,7 +150,7 @@ def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]
 
 
 def test_a_referenced_part_is_named_by_its_source(tmp_path: Path) -> None:
-    from sightbridge.checkpoints.folder import PartDescription
+    from sightbridge.checkpoints.describe import PartDescription
     from sightbridge.cli.inspect_model import _kind
 
     (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model"}')

@@ -11,28 +11,38 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sightbridge.checkpoints.manifest import AdapterEntry
+from sightbridge.checkpoints.weights import file_hash
 from sightbridge.errors import CheckpointError
-from sightbridge.models.lora import adapter_parameters
+from sightbridge.models.lora import adapted_layers, adapter_parameters
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What ``peft`` puts before the names of a model's modules."""
 
 
-def save_adapter(language_model: nn.Module, source: str | None, folder: Path) -> None:
+def save_adapter(language_model: nn.Module, source: str | None, folder: Path, trained: bool) -> AdapterEntry:
     """Write the adapters of a language model; ``peft.PeftModel.from_pretrained(base, folder)`` puts them back.
 
     Args:
         language_model: a ``LanguageModel`` with adapters.
         source: where its own weights come from, for tools that fetch them.
         folder: is made.
+        trained: whether this run trained them.
+
+    Returns:
+        What the manifest says of them.
     """
     folder.mkdir()
     model: Any = language_model.model
     config: dict[str, Any] = {key: sorted(v) if isinstance(v, set) else v for key, v in _config(model).items()}
     config |= {"base_model_name_or_path": source, "inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file({key: p.detach().cpu().contiguous() for key, p in _by_key(model).items()}, folder / ADAPTER_WEIGHTS)
+    weights = _by_key(model)
+    save_file({key: p.detach().cpu().contiguous() for key, p in weights.items()}, folder / ADAPTER_WEIGHTS)
+    files = {name: file_hash(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    size = sum(p.numel() for p in weights.values())
+    return AdapterEntry(files=files, layers=len(adapted_layers(model)), parameters=size, trained=trained)
 
 
 @torch.no_grad()

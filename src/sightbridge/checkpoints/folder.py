@@ -10,19 +10,18 @@ The model of BLIP-2's first stage is kept in the same way, with a Q-Former in pl
 
 A part that was trained, or has no source, is stored. A frozen part with a source is only referenced, unless the folder
 is to be self-contained: the bridge of a 7B model is then a few megabytes. A language model with adapters counts as
-frozen: what it learnt is in the adapters.
+frozen: what it learnt is in the adapters. If only some submodules of a part trained (``training.parts.connector.only``)
+these are stored, and the folder that the run started from keeps the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 import sightbridge
 from sightbridge.checkpoints.adapter import load_adapter, save_adapter
@@ -42,7 +41,9 @@ from sightbridge.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
-from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part, part_dtype, save_part
+from sightbridge.checkpoints.quantized import quantize_language_model
+from sightbridge.checkpoints.rest import check_whole, find_rest, load_rest, places_of
+from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part, parameter_count, part_dtype, save_part
 from sightbridge.config.model import ModelSettings, PartSource
 from sightbridge.config.qformer_recipe import QFormerModelSettings
 from sightbridge.data.processor import Processor
@@ -50,11 +51,11 @@ from sightbridge.data.qformer_processor import QFormerProcessor, load_caption_to
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import CheckpointError
 from sightbridge.models.kinds import AnyModel, AnyModelSettings, build_any, part_names
-from sightbridge.models.lora import adapted_layers, adapter_parameters, is_adapter
 from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.models.vlm import VisionLanguageModel
 
 AnyProcessor = Processor | QFormerProcessor
+Quantize = Literal["8bit", "nf4", "none"]
 FIRST_STAGE = (
     "holds a Q-Former of BLIP-2's first stage, which has no language model to answer with. Start a second stage from "
     "it: training.init_from=FOLDER."
@@ -103,11 +104,13 @@ def save_model(
             trained = name in trained_parts and name != adapted
             changed = trained or getattr(model.get_submodule(name), "filled_by_init_from", False)
             stored = self_contained or changed or source is None or name == "qformer"
-            entries[name] = _save_part(model, name, source, trained, writing if stored else None)
+            rest = None if self_contained else find_rest(model.get_submodule(name))
+            places = places_of(rest, target) if stored and rest else []
+            entries[name] = _save_part(model, name, source, trained, writing if stored else None, places)
         adapter = None
         if adapted:
-            save_adapter(model.get_submodule(adapted), entries[adapted].source, writing / ADAPTER)
-            adapter = _adapter_entry(model.get_submodule(adapted), writing, adapted in trained_parts)
+            source, trained = entries[adapted].source, adapted in trained_parts
+            adapter = save_adapter(model.get_submodule(adapted), source, writing / ADAPTER, trained)
         processor.tokenizer.save_pretrained(writing / TOKENIZER)
         if isinstance(processor, Processor) and processor.connector_text:
             processor.connector_text.tokenizer.save_pretrained(writing / CONNECTOR_TOKENIZER)
@@ -117,20 +120,26 @@ def save_model(
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", sources: Mapping[str, str] | None = None
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    sources: Mapping[str, str] | None = None,
+    quantize: Quantize | None = None,
 ) -> tuple[VisionLanguageModel, Processor]:
     """Load the model in a folder, in evaluation mode, and its processor; errors as ``load_any_model``.
 
     Raises ``CheckpointError`` also for a model of the first stage, which cannot answer.
     """
-    model, processor = load_any_model(folder, device, sources)
+    model, processor = load_any_model(folder, device, sources, quantize)
     if not isinstance(model, VisionLanguageModel) or not isinstance(processor, Processor):
         raise CheckpointError(f"{folder}: {FIRST_STAGE}")
     return model, processor
 
 
 def load_any_model(
-    folder: str | Path, device: torch.device | str = "cpu", sources: Mapping[str, str] | None = None
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    sources: Mapping[str, str] | None = None,
+    quantize: Quantize | None = None,
 ) -> tuple[AnyModel, AnyProcessor]:
     """Load the model in a folder, whatever its kind, in evaluation mode, and its processor.
 
@@ -138,9 +147,11 @@ def load_any_model(
         folder: written by ``save_model``.
         device: to move the model to.
         sources: part -> folder or hub name, for referenced parts that lie elsewhere now.
+        quantize: hold the language model's linear layers in ``"8bit"`` or ``"nf4"``, or ``"none"`` = in full; by
+            default as the model was trained.
 
     Raises ``CheckpointError`` if the folder is of another kind or damaged, a referenced part is not found or is another
-    one than the model was trained with, or weights do not fit.
+    one than the model was trained with, or weights do not fit; ``SettingsError`` if it cannot be quantised here.
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
     manifest = read_manifest(folder)
@@ -155,7 +166,11 @@ def load_any_model(
         ) from error
     for name, entry in manifest.parts.items():
         part = model.get_submodule(name)
-        if entry.file:
+        if entry.file and entry.rest:
+            rest = load_rest(part, entry, folder, (sources or {}).get(name))
+            load_part(part, inner_path(folder, entry.file), entry.only)
+            check_whole(part, entry, folder, rest)
+        elif entry.file:
             load_part(part, inner_path(folder, entry.file))
         elif fingerprint(part) != entry.fingerprint:
             raise CheckpointError(
@@ -165,6 +180,10 @@ def load_any_model(
     if isinstance(manifest, Manifest) and manifest.adapter:
         load_adapter(model.get_submodule("language_model"), folder / ADAPTER)
     _check_heads(model)
+    if isinstance(model, VisionLanguageModel) and isinstance(manifest, Manifest):
+        kind = quantize or manifest.settings.language_model.quantize
+        if kind and kind != "none":
+            quantize_language_model(model.language_model, kind, device)
     return model.eval().to(device), _load_processor(folder, manifest)
 
 
@@ -175,60 +194,6 @@ def load_processor(folder: str | Path) -> Processor:
     if not isinstance(processor, Processor):
         raise CheckpointError(f"{folder}: {FIRST_STAGE}")
     return processor
-
-
-@dataclass(frozen=True)
-class PartDescription:
-    """One part: ``what`` kind of model it is, whether its weights are stored in the folder, and ``bytes`` of the file.
-
-    ``bytes`` is ``None`` if the part is only referenced, or its file is missing.
-    """
-
-    name: str
-    what: str
-    stored: bool
-    source: str | None
-    trained: bool
-    parameters: int
-    dtype: str
-    bytes: int | None
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What a model folder holds."""
-
-    folder: Path
-    parts: tuple[PartDescription, ...]
-    manifest: AnyManifest
-
-    @property
-    def template(self) -> str | None:
-        """Name of the prompt template; a model of the first stage has none."""
-        settings = self.manifest.settings
-        return settings.prompt.template if isinstance(settings, ModelSettings) else None
-
-
-def describe(folder: str | Path) -> ModelDescription:
-    """Say what is in a model folder without reading a weight; raises ``CheckpointError`` if it is no model folder."""
-    folder = existing_folder(Path(folder).expanduser().resolve())
-    manifest = read_manifest(folder)
-    parts = []
-    for name, entry in manifest.parts.items():
-        settings = getattr(manifest.settings, name)
-        what = "as its source says"
-        if not isinstance(settings, PartSource):
-            what = "qformer" if name == "qformer" else settings.kind
-        elif settings.config:
-            what = settings.config["model_type"]
-        path = inner_path(folder, entry.file) if entry.file else None
-        size = path.stat().st_size if path and path.is_file() else None
-        parts.append(
-            PartDescription(
-                name, what, path is not None, entry.source, entry.trained, entry.parameters, entry.dtype, size
-            )
-        )
-    return ModelDescription(folder, tuple(parts), manifest)
 
 
 def _manifest(
@@ -277,30 +242,25 @@ def _check_heads(model: AnyModel) -> None:
         model.language_model.assert_heads_untied()
 
 
-def _save_part(model: AnyModel, name: str, source: str | None, trained: bool, folder: Path | None) -> PartEntry:
-    """Describe a part, and write its weights if there is a ``folder`` for them."""
-    part = model.get_submodule(name)
+def _save_part(
+    model: AnyModel, name: str, source: str | None, trained: bool, folder: Path | None, rest: list[str]
+) -> PartEntry:
+    """Describe a part, and write its weights if there is a ``folder`` for them: what trained if ``rest`` is kept."""
+    part: Any = model.get_submodule(name)
     file = f"{name}.safetensors" if folder else None
+    only = list(part.trained_submodules) if rest else []
     if folder and file:
-        save_part(part, folder / file)
+        save_part(part, folder / file, only)
     return PartEntry(
         file=file,
         sha256=file_hash(folder / file) if folder and file else None,
         source=source,
         trained=trained,
-        parameters=sum(p.numel() for inner, p in part.named_parameters() if not is_adapter(inner)),
+        parameters=parameter_count(part),
         dtype=part_dtype(part),
         fingerprint=fingerprint(part),
-    )
-
-
-def _adapter_entry(language_model: nn.Module, folder: Path, trained: bool) -> AdapterEntry:
-    """Describe the adapters, which are in ``folder`` already."""
-    return AdapterEntry(
-        files=_hash_files(folder / ADAPTER),
-        layers=len(adapted_layers(language_model)),
-        parameters=sum(parameter.numel() for parameter in adapter_parameters(language_model).values()),
-        trained=trained,
+        only=only,
+        rest=rest,
     )
 
 
@@ -321,6 +281,8 @@ def _portable_settings(model: AnyModel, settings: AnyModelSettings, stored: Coll
         if name in stored:
             config = {key: value for key, value in part.model.config.to_dict().items() if key not in NOT_SETTINGS}
             new = {"source": None, "config": config, "override": {}, "dtype": part_dtype(part)}
+            if name == "language_model":
+                new["quantize"] = None
             if name == "vision_tower":
                 new |= {"layers": model.vision_tower.layers or "output", "image_size": None}
         else:  # a relative path would only hold in today's working directory
@@ -334,8 +296,10 @@ def _settings_with(manifest: AnyManifest, sources: Mapping[str, str]) -> AnyMode
     """The manifest's settings, with other sources for referenced parts."""
     changes = {}
     for name, source in sources.items():
+        if name in manifest.parts and manifest.parts[name].rest:
+            continue  # it is looked up when the weights are loaded
         if name not in manifest.parts or manifest.parts[name].file:
-            referenced = [part for part, entry in manifest.parts.items() if not entry.file]
+            referenced = [part for part, entry in manifest.parts.items() if not entry.file or entry.rest]
             raise CheckpointError(
                 f"sources: '{name}' is not a referenced part; those are: {', '.join(referenced) or '-'}."
             )

@@ -10,8 +10,17 @@ from torch import nn
 
 from sightbridge.checkpoints.adapter import ADAPTER_CONFIG, load_adapter
 from sightbridge.checkpoints.atomic import existing_folder
-from sightbridge.checkpoints.manifest import ADAPTER, MANIFEST, Manifest, PartEntry, QFormerManifest, inner_path, read_manifest
+from sightbridge.checkpoints.manifest import (
+    ADAPTER,
+    MANIFEST,
+    Manifest,
+    PartEntry,
+    QFormerManifest,
+    inner_path,
+    read_manifest,
+)
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
+from sightbridge.checkpoints.rest import load_rest, remember_origin
 from sightbridge.checkpoints.text_branch import has_text_branch, load_without_text_branch
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
 from sightbridge.errors import CheckpointError
@@ -54,6 +63,7 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
             path = _checked(entry, inner_path(folder, entry.file))
             heads = check_qformer(manifest.settings.qformer).num_heads
             taken, left = load_part_from_pretraining(connector, path, heads)
+            remember_origin(connector, folder)
             report.taken += taken
             report.left += left
         elif not isinstance(part, nn.Module):
@@ -62,7 +72,7 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
             same = fingerprint(part) == entry.fingerprint
             what = "the same one is here" if same else f"another one is here than that model had ({entry.source})"
             report.left.append(f"{name}: not stored there; {what}")
-        elif _needs_text_branch(part, path := inner_path(folder, entry.file)):
+        elif not entry.rest and _needs_text_branch(part, path := inner_path(folder, entry.file)):
             if not after_another:
                 raise CheckpointError(
                     f"training.init_from: the connector in {folder} does not read questions, the one here does "
@@ -70,8 +80,9 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
                     "a first stage in front of this one, init_from=[FIRST_STAGE,SECOND_STAGE]."
                 )
             report.taken += load_without_text_branch(part, _checked(entry, path))
+            remember_origin(part, None)  # this folder and the one before it
         else:
-            _load(part, name, entry, path)
+            _load(part, name, entry, folder)
             report.taken.append(f"{name}: {entry.parameters:,} weights")
     if isinstance(manifest, Manifest) and manifest.adapter:
         _take_adapter(model, folder, manifest, report)
@@ -120,9 +131,12 @@ def _checked(entry: PartEntry, path: Path) -> Path:
     return path
 
 
-def _load(part: nn.Module, name: str, entry: PartEntry, path: Path) -> None:
+def _load(part: nn.Module, name: str, entry: PartEntry, folder: Path) -> None:
+    assert entry.file is not None, "a part that is not stored was left"
     try:
-        load_part(part, _checked(entry, path))
+        origin = load_rest(part, entry, folder) if entry.rest else folder
+        load_part(part, _checked(entry, inner_path(folder, entry.file)), entry.only)
+        remember_origin(part, origin)
     except CheckpointError as error:
         raise CheckpointError(
             f"training.init_from: the {name.replace('_', ' ')} there is not built as the one here. {error} Give "

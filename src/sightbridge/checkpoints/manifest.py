@@ -36,6 +36,10 @@ class PartEntry(Settings):
     parameters: int
     dtype: str
     fingerprint: str = Field(description="hash of samples of the weights, see checkpoints.weights.fingerprint")
+    only: list[str] = Field(default_factory=list, description="submodules that 'file' holds; empty = all of the part")
+    rest: list[str] = Field(
+        default_factory=list, description="where to look for the model folder that holds all other submodules"
+    )
 
 
 class AdapterEntry(Settings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -32,7 +33,12 @@ def unique_tensors(part: nn.Module) -> dict[str, Tensor]:
 
 
 def part_dtype(part: nn.Module) -> str:
-    """Name of the type that most weights of ``part`` are held in; norms may be in another."""
+    """Name of the type that most weights of ``part`` are held in; norms may be in another.
+
+    Of a quantised part it is the type it had before.
+    """
+    if (before := getattr(part, "unquantized", None)) is not None:
+        return before.dtype
     sizes: Counter[torch.dtype] = Counter()
     for name, parameter in part.named_parameters():
         if not is_adapter(name):
@@ -40,21 +46,57 @@ def part_dtype(part: nn.Module) -> str:
     return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 
-def save_part(part: nn.Module, path: Path) -> None:
-    """Write every tensor of ``part`` once."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in unique_tensors(part).items()}, path)
+def parameter_count(part: nn.Module) -> int:
+    """How many weights ``part`` has without adapters; of a quantised part, how many it had before."""
+    if (before := getattr(part, "unquantized", None)) is not None:
+        return before.parameters
+    return sum(parameter.numel() for name, parameter in part.named_parameters() if not is_adapter(name))
 
 
-def load_part(part: nn.Module, path: Path) -> None:
-    """Fill ``part`` with what ``save_part`` wrote, in place.
+def is_inside(name: str, submodules: Collection[str]) -> bool:
+    """Whether the weight ``name`` is in one of ``submodules``."""
+    return any(name == inner or name.startswith(f"{inner}.") for inner in submodules)
+
+
+def save_part(part: nn.Module, path: Path, only: Collection[str] = ()) -> None:
+    """Write every tensor of ``part``, or of the submodules ``only``, once.
+
+    Raises ``CheckpointError`` for a quantised part.
+    """
+    if hasattr(part, "unquantized"):
+        raise CheckpointError(
+            f"{path}: a quantised language model cannot be stored, its weights are rounded; load it in full "
+            "(quantize='none'), or save the folder without self_contained."
+        )
+    chosen = {name: t for name, t in unique_tensors(part).items() if not only or is_inside(name, only)}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in chosen.items()}, path)
+
+
+def load_part(part: nn.Module, path: Path, only: Collection[str] = ()) -> None:
+    """Fill ``part`` with what ``save_part`` wrote, in place; ``only`` as there.
 
     Raises ``CheckpointError`` if the file is damaged, or its keys or shapes are not exactly those of ``part``.
     """
+    weights = _read(path)
+    wanted = {name: t for name, t in unique_tensors(part).items() if not only or is_inside(name, only)}
+    _fill(part, weights, wanted, path)
+
+
+def load_some(part: nn.Module, path: Path, names: Collection[str]) -> None:
+    """Fill the tensors ``names`` of ``part`` from a file that may hold others too; errors as ``load_part``."""
+    weights = {name: tensor for name, tensor in _read(path).items() if name in names}
+    _fill(part, weights, {name: t for name, t in unique_tensors(part).items() if name in names}, path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
-    wanted = unique_tensors(part)
+
+
+def _fill(part: nn.Module, weights: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Put ``weights`` in place of the tensors ``wanted`` of ``part``, whose names and shapes must be theirs."""
     problems = [
         _list_problem("missing", sorted(wanted.keys() - weights.keys())),
         _list_problem("unexpected", sorted(weights.keys() - wanted.keys())),
@@ -84,8 +126,11 @@ def fingerprint(part: nn.Module) -> str:
     """Return a hash of samples of all weights, the same wherever and under whatever names they are loaded.
 
     It tells a language model from its fine-tuned cousin without reading gigabytes twice. Position tables are left out:
-    resampling them for another picture size may differ in the last bit between machines.
+    resampling them for another picture size may differ in the last bit between machines. A quantised part has that of
+    the full one it came from.
     """
+    if (before := getattr(part, "unquantized", None)) is not None:
+        return before.fingerprint
     samples = []
     for name, tensor in unique_tensors(part).items():
         if "position" not in name:

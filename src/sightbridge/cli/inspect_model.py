@@ -10,10 +10,11 @@ from rich.text import Text
 
 from sightbridge.cli.arguments import ModelArgument
 from sightbridge.cli.console import new_table, show_table, wide_console
+from sightbridge.cli.loading import describe_memory
 from sightbridge.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from sightbridge.checkpoints.folder import ModelDescription, PartDescription
+    from sightbridge.checkpoints.describe import ModelDescription, PartDescription
     from sightbridge.checkpoints.manifest import Manifest
     from sightbridge.config.model import ImageSettings
 
@@ -25,7 +26,9 @@ def inspect_model(model: ModelArgument) -> None:
     Example:
       sightbridge inspect model runs/quickstart/model
     """
-    from sightbridge.checkpoints.folder import describe
+    from sightbridge.checkpoints.describe import describe
+    from sightbridge.checkpoints.footprint import footprint
+    from sightbridge.checkpoints.manifest import Manifest
 
     found = describe(model)
     out = wide_console()
@@ -38,6 +41,8 @@ def inspect_model(model: ModelArgument) -> None:
             part.name.replace("_", " "), _kind(part), _weights(part), f"{part.parameters:,}", part.dtype, state
         )
     show_table(table)
+    if isinstance(found.manifest, Manifest):
+        out.print(Text(describe_memory(footprint(model))))
 
 
 def _facts(model: Path, found: ModelDescription) -> list[tuple[str, str]]:

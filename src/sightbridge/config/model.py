@@ -90,6 +90,17 @@ class LanguageModelSettings(PartSource):
     tokenizer_legacy: bool | None = Field(
         default=None, description="'legacy' flag of SentencePiece tokenizers, if not default"
     )
+    quantize: Literal["8bit", "nf4"] | None = Field(
+        default=None,
+        description="hold the frozen linear layers, but not embeddings and head, in 8 bits (LLM.int8()) or 4 (QLoRA's "
+        "nf4); needs sightbridge[quant]",
+    )
+
+    @model_validator(mode="after")
+    def _quantized_source(self) -> LanguageModelSettings:
+        if self.quantize and self.source is None:
+            raise ValueError("'quantize' needs a 'source': a quantised model cannot store its weights, only name them")
+        return self
 
 
 class LoraSettings(Settings):

@@ -117,6 +117,12 @@ def check_settings(recipe: ModelRecipe) -> None:
 def check_lora(recipe: Recipe) -> None:
     """Check that adapters which are to train are there, and that the rest of the language model does not train."""
     train = recipe.training.parts.language_model.train
+    if train == "full" and recipe.model.language_model.quantize:
+        raise SettingsError(
+            "a quantised language model cannot be trained in full, only adapters beside it: set "
+            "training.parts.language_model.train=lora and model.lora.preset=lora_all, or quantize=null",
+            key="model.language_model.quantize",
+        )
     if train == "lora" and not recipe.model.lora:
         raise SettingsError(
             "there are no adapters to train: give model.lora a preset, such as model.lora.preset=lora_all",

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +18,7 @@ from torch import nn
 
 from sightbridge.checkpoints.folder import AnyProcessor, save_model
 from sightbridge.checkpoints.init_from import init_from
+from sightbridge.checkpoints.quantized import quantize_language_model
 from sightbridge.config.base import Settings
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
@@ -41,7 +43,7 @@ from sightbridge.training.resume import is_finished, resume_from
 from sightbridge.training.run_data import RunData
 from sightbridge.training.run_folder import MODEL, check_run_folder, describe_run, start_run_folder
 from sightbridge.training.samples import write_samples
-from sightbridge.training.sharding import uses_deepspeed
+from sightbridge.training.sharding import check_launcher, uses_deepspeed
 
 EvaluateModel = Callable[[Any, Any, Sequence[Record], int], dict[str, Any]]
 """Called with the bare model in evaluation mode, its processor, the validation records and the steps taken; its values
@@ -86,7 +88,7 @@ def run_recipe(
         return read_log(folder / LOG, checkpoint.step)
     checked = _check(loaded, recipe, evaluate, watch, say)
     # a resumed run, too: what init_from fills may be frozen, and its checkpoint has what is trained alone
-    model = build_start(loaded, recipe, console)
+    model = build_start(loaded, recipe, console, accelerator.device)
     checkpoints = Checkpoints(folder, given.model_dump(mode="json"), recipe.training.keep_checkpoints)
     _open_folder(folder, given, accelerator, checkpoints, checkpoint, overwrite or resume)
     features = make_features(loaded, checked, model, accelerator, watch)
@@ -143,6 +145,7 @@ def _settle(loaded: LoadedRecipe, accelerator: Accelerator) -> ModelRecipe:
     """The recipe with what depends on the number of processes filled in."""
     recipe = cast(ModelRecipe, loaded.recipe)
     with loaded.locating():
+        check_launcher(recipe, accelerator)
         training = with_accumulation(recipe.training, accelerator.num_processes)
     return recipe.model_copy(update={"training": training})
 
@@ -189,8 +192,13 @@ def check_evaluation(recipe: ModelRecipe, validates: bool, evaluate: EvaluateMod
         raise SettingsError("there are no records to answer: give data.validation", key="evaluation.metrics")
 
 
-def build_start(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> AnyModel:
-    """The model with its frozen parts frozen and the weights it starts with, and a table of what it consists of."""
+def build_start(
+    loaded: LoadedRecipe, recipe: ModelRecipe, console: Console, device: torch.device | str = "cpu"
+) -> AnyModel:
+    """The model with its frozen parts frozen and the weights it starts with, and a table of what it consists of.
+
+    If its language model is to be quantised, the rounded layers are on ``device`` already.
+    """
     with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
         model = build_any(recipe.model, seed=recipe.training.seed)
         set_trainable(model, recipe.training.parts)
@@ -202,6 +210,11 @@ def build_start(loaded: LoadedRecipe, recipe: ModelRecipe, console: Console) -> 
         report = init_from(model, folder, after_another=number > 0)
         for line in (*(f"taken: {line}" for line in report.taken), *(f"left: {line}" for line in report.left)):
             console.print(f"weights of {folder}: {line}", markup=False, soft_wrap=True)
+    kind = recipe.model.language_model.quantize if isinstance(recipe, Recipe) else None
+    if kind and isinstance(model, VisionLanguageModel):
+        with loaded.locating():
+            layers = quantize_language_model(model.language_model, kind, device)
+        console.print(f"language model: {len(layers)} linear layers held in {kind}, the rest as it is", soft_wrap=True)
     return model
 
 

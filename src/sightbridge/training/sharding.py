@@ -23,6 +23,8 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sightbridge.config.qformer_recipe import ModelRecipe
+from sightbridge.config.recipe import Recipe
 from sightbridge.config.training import OptimSettings, TrainingSettings
 from sightbridge.errors import SettingsError
 from sightbridge.models.parts import trains
@@ -92,6 +94,17 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def uses_deepspeed(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed's engine does backward pass and step."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def check_launcher(recipe: ModelRecipe, accelerator: Accelerator) -> None:
+    """Check that the launcher can deal with the model; raises ``SettingsError``."""
+    quantized = isinstance(recipe, Recipe) and recipe.model.language_model.quantize
+    if quantized and (is_sharded(accelerator) or uses_deepspeed(accelerator)):
+        raise SettingsError(
+            "weights in 8 or 4 bits can be neither sliced by FSDP nor cast by DeepSpeed; use the ddp launcher, with "
+            "which every process holds all of them, or quantize=null",
+            key="model.language_model.quantize",
+        )
 
 
 def prepare(
