@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cli_workplace import Workplace, run_command
 
+from sightbridge.data.scenes.write import ANNOTATIONS
+
 ROW = {
     "id": "a",
     "image": "images/train/00000.png",
@@ -37,7 +39,7 @@ def test_scenes_are_written_and_listed(tmp_path: Path, capsys: pytest.CaptureFix
     for name, (count, data_format) in rows.items():
         assert len(json.loads(Path(name).read_text())) == int(count), name
         assert data_format in ("llava", "coco_caption", "vqa", "mblip", "minigpt4qwen", "boxes,")
-    assert len(rows) == 8
+    assert len(rows) == len(ANNOTATIONS)
     train = json.loads((out / "train.json").read_text())
     assert {row["language"] for row in train} == {"en", "es"}
     assert all(len(row["conversations"]) == 2 for row in train)

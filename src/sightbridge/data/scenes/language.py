@@ -67,6 +67,11 @@ def position_word(position: int, code: str) -> str:
     return _words(code)["positions"][position]
 
 
+def direction_word(direction: str, code: str) -> str:
+    """A word that positions are put together from: ``left``, ``right``, ``top``, ``bottom`` or ``middle``."""
+    return _words(code)["directions"][direction]
+
+
 def dictionary() -> list[list[str]]:
     """Words that mean the same: for each concept (a colour, a kind, a direction, ...) its words in all languages.
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightbridge.data.scenes.draw import Box, draw_scene
-from sightbridge.data.scenes.language import caption, caption_prompt, language_name, phrase, questions, statement
+from sightbridge.data.scenes.language import (
+    caption,
+    caption_prompt,
+    direction_word,
+    language_name,
+    phrase,
+    questions,
+    statement,
+)
 from sightbridge.data.scenes.world import NEW_COMBINATIONS, ObjectSet, Pair, Scene, sample_scene
 from sightbridge.errors import DataError
 
@@ -27,6 +35,8 @@ ANNOTATIONS = (
     "regions_test",
     "vqa_train",
     "vqa_test",
+    "pairs_train",
+    "pairs_test",
 )
 """Names of the annotation files."""
 
@@ -63,6 +73,7 @@ def write_scenes(
     - ``vqa_train.json``, ``vqa_test.json``: LAVIS' VQA rows, one question each.
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
+    - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
     - ``regions_test.json``: boxes with the phrase of what is in them.
     - ``scenes.json``: the settings, and the pairs kept for ``test_new``.
 
@@ -106,6 +117,9 @@ def write_scenes(
     vqa_rng = random.Random(f"{settings.seed}/vqa")  # of its own: the other files stay what they were without these
     rows["vqa_train"] = [row for p in train for row in _vqa_rows(p, vqa_rng, settings.questions, avoid=new)]
     rows["vqa_test"] = [row for p in test for row in _vqa_rows(p, vqa_rng, 2, avoid=new)]
+    pairs_rng = random.Random(f"{settings.seed}/pairs")  # of its own, too
+    for part, chosen in (("train", train), ("test", test)):
+        rows[f"pairs_{part}"] = list(_pair_rows(chosen, len(settings.languages), pairs_rng, avoid=new))
     for name in ANNOTATIONS:
         _write_json(folder / f"{name}.json", rows[name])
     return {name: len(content) for name, content in rows.items()}
@@ -165,6 +179,26 @@ def _statement_row(picture: _Picture, rng: random.Random, avoid: frozenset[Pair]
     turns = [{"from": "human", "value": f"<image>\n{said.text}"}, {"from": "gpt", "value": said.answer}]
     row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-statement", "image": picture.file}
     return row | {"conversations": turns, "language": picture.language, "type": said.type}
+
+
+def _pair_rows(
+    pictures: Sequence[_Picture], languages: int, rng: random.Random, avoid: frozenset[Pair]
+) -> Iterator[dict[str, Any]]:
+    """Each picture beside the next one in its language, with a statement that is about one of the two."""
+    step = languages if len(pictures) > languages else 1
+    for place, picture in enumerate(pictures):
+        pair = {"left": picture, "right": pictures[(place + step) % len(pictures)]}
+        side = rng.choice(list(pair))
+        said = statement(pair[side].scene, picture.language, rng, avoid=avoid)
+        yield {
+            "id": f"{Path(picture.file).with_suffix('').as_posix()}-pair",
+            "context": f"{direction_word(side, picture.language).capitalize()}: {said.text}",
+            "label": said.answer,
+            "left_image": pair["left"].file,
+            "right_image": pair["right"].file,
+            "language": picture.language,
+            "type": "pair",
+        }
 
 
 def _region_row(picture: _Picture) -> dict[str, Any]:
