@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.json_schema import models_json_schema
 
@@ -49,12 +49,15 @@ def _open(key: str, value: Any, meaning: str) -> list[Setting]:
 def group_at(root: type[Settings], path: tuple[str | int, ...]) -> type[Settings] | None:
     """The settings class found at a path of keys, or ``None`` where settings are free-form or single values."""
     group: type[Settings] | None = root
+    is_name = False
     for key in path:
-        if isinstance(key, int):
-            continue  # the element of a list of groups has the class its list was declared with
+        if isinstance(key, int) or is_name:
+            is_name = False
+            continue  # an element of a list or a mapping of groups has the class that was declared for all
         if group is None or key not in group.model_fields:
             return None
-        group = settings_class(group.model_fields[key].annotation)
+        annotation = group.model_fields[key].annotation
+        group, is_name = settings_class(annotation), get_origin(annotation) is dict
     return group
 
 

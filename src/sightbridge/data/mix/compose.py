@@ -13,7 +13,7 @@ from sightbridge.data.mix.instructions import Prompt, fill
 from sightbridge.data.mix.kinds import Texts
 from sightbridge.data.mix.plan import MixPlan, PartPlan, sample_language
 from sightbridge.data.mix.sample import Sample
-from sightbridge.text.languages import ALL_LANGUAGES
+from sightbridge.text.languages import ALL_LANGUAGES, find_language
 
 CHUNK = 2048
 """Samples held at a time; a translator gets the texts of so many at once, grouped by language."""
@@ -44,6 +44,8 @@ class Composer:
         self.plan = plan
         self.codes = list(part.rows)
         self.dropped: Counter[str] = Counter()
+        given = part.part.answer_language
+        self._answers_in = find_language(given).code if given else None
         self._prompts: dict[str, list[Prompt]] = {}
         self._used: Counter[str] = Counter()
 
@@ -70,7 +72,7 @@ class Composer:
         prompts = self._prompts_in(language)
         prompt = prompts[self._used[language] % len(prompts)]
         self._used[language] += 1
-        return _Draft(sample, rng, spoken, language, dict(made.texts), made.verdict, prompt, spoken)
+        return _Draft(sample, rng, spoken, language, dict(made.texts), made.verdict, prompt, self._answers_in or spoken)
 
     def _prompts_in(self, language: str) -> list[Prompt]:
         """The prompts for a language: those with its name, and those that could be translated into it.
@@ -151,7 +153,7 @@ class Composer:
         row: Row = {"context": context, "label": label}
         if self.plan.settings.rows == "evaluation":
             answers = draft.sample.fields.get("answers") if self.part.part.kind == "vqa" else None
-            is_own = draft.answer_language == draft.spoken
+            is_own = draft.answer_language == (self._answers_in or draft.spoken)
             row = {"context": context, "label": "", "text_label": answers if answers and is_own else label}
         keys = ("image_id",) if len(draft.sample.images) == 1 else ("left_image", "right_image")
         row |= zip(keys, draft.sample.images, strict=True)

@@ -87,7 +87,7 @@ class Kind:
 
 _CAPTIONS = ("captions", "karpathy", "regions")
 _QUESTIONS = ("vqa", "gqa")
-_ANSWERS = ("translate_answers", "min_answer_count", "back_translation")
+_ANSWERS = ("answer_language", "translate_answers", "min_answer_count", "back_translation")
 _TABLE = ("classes", "synsets", "passes")
 
 KINDS: dict[str, Kind] = {

@@ -140,6 +140,8 @@ def _prepare_part(name: str, part: PartSettings, settings: MixSettings, root: Pa
         kind = find_kind(part)
         instructions = find_instructions(part.kind, part.templates)
         instructions.check_slots((*kind.slots, "language"))
+        if part.answer_language is not None:
+            find_language(part.answer_language)
         shares = resolve_languages(part.languages or kind.languages or settings.languages)
         if "classes" in kind.options and shares is None:
             raise SettingsError("'languages: row' needs rows, but these languages come from a table", "languages")

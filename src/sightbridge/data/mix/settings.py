@@ -84,6 +84,9 @@ class PartSettings(Settings):
     max_sentences: int | None = Field(
         default=None, ge=1, description="kind conversation: drop answers with more full stops (3 if not given)"
     )
+    answer_language: str | None = Field(
+        default=None, description="kinds vqa, vqg: what answers are written in, if not in the questions' language"
+    )
     translate_answers: float = Field(
         default=0.0, ge=0, le=1, description="kinds vqa, vqg: how often the answer is translated too, where it can be"
     )
