@@ -17,7 +17,7 @@ from sightbridge.generation import chat as room
 from sightbridge.generation.answer import answer, answer_batch
 from sightbridge.generation.chat import Chat
 from sightbridge.generation.chat_file import load_chat, save_chat
-from sightbridge.generation.context import context_length
+from sightbridge.models.context import context_length
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.text.turns import Turn
 from small_models import make_processor, picture, small_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -68,6 +68,19 @@ TopPOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Of sampling.", show_default=False)]
 SystemOption = Annotated[str | None, typer.Option(help="System text in place of the model's own.", show_default=False)]
+
+CpuOption = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU, also if there is a GPU.")]
+LoadInOption = Annotated[
+    Literal["8bit", "4bit"] | None,
+    typer.Option(help="Hold the language model's layers in so many bits (sightbridge\\[quant]).", show_default=False),
+]
+DeviceMapOption = Annotated[
+    Literal["auto"] | None,
+    typer.Option(
+        help="auto: spread the language model over all GPUs, and over the CPU's memory what they cannot hold.",
+        show_default=False,
+    ),
+]
 
 
 def read_generation(

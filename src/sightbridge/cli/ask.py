@@ -10,6 +10,9 @@ import typer
 
 from sightbridge.cli.arguments import (
     BeamsOption,
+    CpuOption,
+    DeviceMapOption,
+    LoadInOption,
     MaxNewTokensOption,
     ModelArgument,
     SampleOption,
@@ -21,7 +24,7 @@ from sightbridge.cli.arguments import (
     read_generation,
     read_part_sources,
 )
-from sightbridge.cli.console import console
+from sightbridge.cli.loading import load_for_answers
 
 if TYPE_CHECKING:
     from sightbridge.config.generation import GenerationSettings
@@ -47,6 +50,9 @@ def ask(
     seed: SeedOption = None,
     system: SystemOption = None,
     source: SourceOption = None,
+    cpu: CpuOption = False,
+    load_in: LoadInOption = None,
+    device_map: DeviceMapOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print question and answer as a JSON object.")] = False,
 ) -> None:
     """Ask a model about one or several pictures.
@@ -61,24 +67,9 @@ def ask(
     sources = read_part_sources(source)
     pictures = _open_pictures(model, images, question)
 
-    vlm, processor = load_for_answers(model, sources, system)
+    vlm, processor = load_for_answers(model, sources, system, cpu=cpu, load_in=load_in, device_map=device_map)
     asked = {"model": str(model), "images": [str(image) for image in images], "question": question}
     _print_answer(vlm, processor, pictures, settings, asked, as_json)
-
-
-def load_for_answers(
-    folder: Path, sources: dict[str, str], system: str | None
-) -> tuple[VisionLanguageModel, Processor]:
-    """Load a model onto the GPU, if there is one, with ``system`` as its system text, if that is given."""
-    import torch
-
-    from sightbridge.checkpoints.folder import load_model
-
-    with console(stderr=True).status("loading the model"):
-        model, processor = load_model(folder, "cuda" if torch.cuda.is_available() else "cpu", sources)
-    if system is not None:
-        processor.prompt_settings = processor.prompt_settings.model_copy(update={"system": system})
-    return model, processor
 
 
 def _print_answer(

@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.text import Text
 
 from sightbridge.cli.console import console, wide_console
+from sightbridge.cli.inspect_lengths import find_processor, show_lengths
 from sightbridge.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ def inspect_data(
     tokens_per_image: Annotated[int, typer.Option(min=1, help="With --tokenizer: tokens of one picture.")] = 1,
     row: Annotated[int | None, typer.Option(min=1, help="Show only this record.", show_default=False)] = None,
     count: Annotated[int, typer.Option(min=0, help="Show so many records from the first on.")] = 3,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Show how long the rows are for a model folder or a recipe, and what a greatest length would cut.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show what a model would learn from an annotation file: samples and counts.
 
@@ -76,10 +85,16 @@ def inspect_data(
       sightbridge inspect data scenes/train.json --format llava
       sightbridge inspect data scenes/train.json --format llava --template vicuna_v1 --row 7
       sightbridge inspect data scenes/train.json --format llava --model runs/quickstart/model
+      sightbridge inspect data scenes/train.json --format llava --lengths tiny/decoder-mlp
     """
     from sightbridge.data.bad_samples import check_images
     from sightbridge.data.readers import get_reader
 
+    if lengths and (model or template or tokenizer):
+        raise SettingsError("--lengths names the model itself; leave out --model, --template and --tokenizer")
+    if lengths:
+        show_lengths(list(get_reader(data_format)(file, images or file.parent)), find_processor(lengths))
+        return
     view = _choose_view(model, template, tokenizer, tokens_per_image)
     records = list(get_reader(data_format)(file, images or file.parent))
     if row is not None and row > len(records):

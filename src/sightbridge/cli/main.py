@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from sightbridge.cli import ask, cache, data, features, inspect, predict, quickstart, recipes, train, version
+from sightbridge.cli import ask, cache, chat, data, features, inspect, predict, quickstart, recipes, train, version
 from sightbridge.cli.console import print_error, use_utf8
 from sightbridge.errors import SightbridgeError
 
@@ -24,6 +24,7 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "train": train.train,
     "cache": cache.app,
     "ask": ask.ask,
+    "chat": chat.chat,
     "predict": predict.predict,
     "features": features.features,
     "data": data.app,
@@ -76,6 +77,7 @@ def sightbridge(
       sightbridge data scenes scenes                pictures and questions to train on
       sightbridge train tiny/decoder-mlp            train the bridge of a recipe
       sightbridge ask MODEL photo.jpg "What is it?"
+      sightbridge chat MODEL photo.jpg
     """
 
 

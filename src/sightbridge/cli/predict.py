@@ -25,8 +25,8 @@ from sightbridge.cli.arguments import (
     read_generation,
     read_part_sources,
 )
-from sightbridge.cli.ask import load_for_answers
 from sightbridge.cli.console import console
+from sightbridge.cli.loading import load_for_answers
 
 if TYPE_CHECKING:
     from sightbridge.config.generation import GenerationSettings

@@ -30,8 +30,8 @@ from sightbridge.data.processor import Processor, prompt_record
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.generation.answer import encode_images, stream_batch
-from sightbridge.generation.context import context_length
 from sightbridge.images.load import ImageSource, describe_source, image_key, load_image, read_bytes
+from sightbridge.models.context import context_length
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.text.template import PromptTemplate, RoleFormat
 from sightbridge.text.turns import IMAGE_MARKER, Turn, as_text
@@ -186,7 +186,7 @@ class Chat:
         if changes.keys() & {"temperature", "top_p", "top_k"}:
             changes = {"sample": True, **changes}
         options = self.settings.model_dump() | changes
-        tree = Given({name: _given(value) for name, value in options.items()}, "setting")
+        tree = Given({name: _given(value) for name, value in options.items()}, "settings")
         self.settings = _check_settings(validate(GenerationSettings, tree))
 
     def ask(self, question: str) -> str:
@@ -345,7 +345,7 @@ def _check_settings(settings: GenerationSettings) -> GenerationSettings:
 
 
 def _given(value: Any) -> Given:
-    return Given([_given(item) for item in value] if isinstance(value, list | tuple) else value, "setting")
+    return Given([_given(item) for item in value] if isinstance(value, list | tuple) else value, "settings")
 
 
 def _is_file(source: ImageSource) -> bool:
