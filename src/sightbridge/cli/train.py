@@ -111,12 +111,14 @@ def _report_chain(results: Sequence[StepResult]) -> None:
     by_language = new_table("run", "measured", "language", "before", "after")
     for result in results:
         for name, after in result.after.items():
+            if name.startswith("validation_loss"):
+                continue
             before = result.before.get(name)
             numbers = ("" if before is None else f"{before:.3f}", f"{after:.3f}")
             metric, _, language = name.partition("/")
             if language and metric in result.after:
                 by_language.add_row(result.name, metric, language, *numbers)
-            elif "loss" not in name:
+            else:
                 whole.add_row(result.name, str(result.steps), name, *numbers)
     show_table(whole)
     if by_language.row_count:
