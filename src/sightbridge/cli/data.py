@@ -27,6 +27,10 @@ FILES = {
     "vqa_test": ("vqa", "the same, two a picture"),
     "pairs_train": ("mblip", "two pictures a row, and a statement about one of them"),
     "pairs_test": ("mblip", "the same, on other pictures"),
+    "chats_train": ("minigpt4qwen", "the conversations of train.json"),
+    "chats_test": ("minigpt4qwen", "those of test.json"),
+    "videos_train": ("minigpt4qwen", "which way everything moves, in folders of frames"),
+    "videos_test": ("minigpt4qwen", "the same, on other pictures"),
 }
 """Files of ``data scenes``: the reader for each, and what is in it."""
 

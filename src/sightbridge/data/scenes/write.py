@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightbridge.data.scenes.chats import PICTURES_PER_VIDEO, chat_row, write_video
 from sightbridge.data.scenes.draw import Box, draw_scene
 from sightbridge.data.scenes.language import (
     caption,
@@ -37,6 +38,10 @@ ANNOTATIONS = (
     "vqa_test",
     "pairs_train",
     "pairs_test",
+    "chats_train",
+    "chats_test",
+    "videos_train",
+    "videos_test",
 )
 """Names of the annotation files."""
 
@@ -74,6 +79,8 @@ def write_scenes(
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
     - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
+    - ``chats_train.json``, ``chats_test.json``: the conversations of ``train.json`` and ``test.json`` as MiniGPT4Qwen's.
+    - ``videos_train.json``, ``videos_test.json``: MiniGPT4Qwen's rows about folders of frames, fewer than pictures.
     - ``regions_test.json``: boxes with the phrase of what is in them.
     - ``scenes.json``: the settings, and the pairs kept for ``test_new``.
 
@@ -120,6 +127,11 @@ def write_scenes(
     pairs_rng = random.Random(f"{settings.seed}/pairs")  # of its own, too
     for part, chosen in (("train", train), ("test", test)):
         rows[f"pairs_{part}"] = list(_pair_rows(chosen, len(settings.languages), pairs_rng, avoid=new))
+    videos_rng = random.Random(f"{settings.seed}/videos")
+    for part, chosen in (("train", train), ("test", test)):
+        rows[f"chats_{part}"] = [chat_row(row) for row in rows[part]]
+        shown = chosen[::PICTURES_PER_VIDEO]
+        rows[f"videos_{part}"] = [write_video(folder, p.file, n, p.language, videos_rng) for n, p in enumerate(shown)]
     for name in ANNOTATIONS:
         _write_json(folder / f"{name}.json", rows[name])
     return {name: len(content) for name, content in rows.items()}
