@@ -43,6 +43,9 @@ def test_nested_settings_become_overrides_that_a_recipe_takes():
         (CHAIN.replace("name: first", "name: ../first"), "chain.0.name"),
         (CHAIN.replace("change:", "chnage:"), "chnage"),
         ("chain: []", "chain"),
+        (CHAIN + "mixes: {a.json: [scenes]}", "'mixes' are made of scenes"),
+        (CHAIN + "scenes: {}\nmixes: {../a.json: [scenes]}", r"'\.\./a\.json' is no name of a \.json"),
+        (CHAIN + "scenes: {}\nmixes: {a.json: []}", "'a.json' needs a mixture"),
     ],
 )
 def test_mistakes_in_a_chain(tmp_path: Path, text: str, message: str):

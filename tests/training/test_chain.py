@@ -61,6 +61,21 @@ def test_every_step_runs_with_its_settings_and_starts_where_it_should(tmp_path: 
     assert [line["name"] for line in written] == ["first", "second"]
 
 
+def test_mixtures_are_made_of_the_scenes(tmp_path: Path):
+    text = CHAIN.replace("size: 48}", "size: 48}\nmixes: {asked.json: [scenes, parts.vqg=null, parts.matching=null]}")
+    run_chain(read(tmp_path, text), tmp_path / "run", Runs(), QUIET)
+    rows = json.loads((tmp_path / "run" / "scenes" / "asked.json").read_text())
+    assert {row["language"] for row in rows} == {"en"} and len(rows) > 8
+    assert all((tmp_path / "run" / "scenes" / row["image_id"]).is_file() for row in rows)
+
+
+def test_a_mistake_in_a_mixture_is_found_before_the_first_run(tmp_path: Path):
+    text = CHAIN.replace("size: 48}", "size: 48}\nmixes: {asked.json: [scenes, parts.vqg.limmit=1]}")
+    with pytest.raises(SettingsError, match="limmit"):
+        run_chain(read(tmp_path, text), tmp_path / "run", Runs(), QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_settings_written_down_are_a_chain_again(tmp_path: Path):
     loaded = read(tmp_path)
     run_chain(loaded, tmp_path / "run", Runs(), QUIET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,8 +46,23 @@ class ChainRecipe(Settings):
     scenes: ScenesOptions | None = Field(
         default=None, description="draw scenes into the chain's folder first; they are every step's data.root"
     )
+    mixes: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="files to make beside the scenes, as 'sightbridge data mix' does: the mixture, then its overrides",
+    )
     every: dict[str, Any] = Field(default_factory=dict, description="settings of every step, such as data.root")
     chain: list[ChainStep] = Field(..., min_length=1, description="the runs, in order")
+
+    @model_validator(mode="after")
+    def _mixes_are_of_scenes(self) -> ChainRecipe:
+        if self.mixes and not self.scenes:
+            raise ValueError("'mixes' are made of scenes; say how many under 'scenes'")
+        for file, mixture in self.mixes.items():
+            if not re.fullmatch(r"[\w.-]*\w\.jsonl?", file):
+                raise ValueError(f"mixes: '{file}' is no name of a .json or .jsonl file")
+            if not mixture:
+                raise ValueError(f"mixes: '{file}' needs a mixture, such as [scenes]")
+        return self
 
     @model_validator(mode="after")
     def _steps_start_from_earlier_ones(self) -> ChainRecipe:

@@ -13,6 +13,9 @@ from rich.console import Console
 from sightbridge.config.chain import ChainRecipe, ChainStep, as_overrides
 from sightbridge.config.load import LoadedRecipe, read_recipe, save_resolved, write_atomically
 from sightbridge.config.recipe import RunRecipe
+from sightbridge.data.mix.plan import plan_mix
+from sightbridge.data.mix.settings import MixSettings, read_mix
+from sightbridge.data.mix.write import write_mix
 from sightbridge.data.scenes.write import ScenesSettings, write_scenes
 from sightbridge.errors import SettingsError, SightbridgeError
 from sightbridge.training.run_folder import MODEL
@@ -38,19 +41,23 @@ class StepResult:
 def run_chain(loaded: LoadedRecipe, folder: Path, run_step: RunStep, console: Console) -> list[StepResult]:
     """Run every step in a folder of its own inside ``folder``; write ``chain.json``, and return what was measured.
 
-    All recipes and their settings are read before the first run begins. A step with a ``start`` begins with the
-    weights of that step's model.
+    All recipes, mixtures and their settings are read before the first run begins. A step with a ``start`` begins with
+    the weights of that step's model.
 
     Raises ``SightbridgeError``, naming the step, for whatever its recipe or its run complains about.
     """
     chain = loaded.recipe
     assert isinstance(chain, ChainRecipe), "only the recipe of a chain has steps"
     recipes = [_read_step(chain, step, folder) for step in chain.chain]
+    mixes = {file: _read_mixture(mixture, folder) for file, mixture in chain.mixes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_resolved(chain, folder / CHAIN_SETTINGS)
     if chain.scenes and not (folder / SCENES).exists():
         options = chain.scenes.model_dump()
         write_scenes(folder / SCENES, ScenesSettings(**options | {"languages": tuple(options["languages"])}))
+    for file, mixture in mixes.items():
+        if not (folder / SCENES / file).exists():
+            write_mix(plan_mix(mixture), folder / SCENES / file)
 
     results: list[StepResult] = []
     for number, (step, recipe) in enumerate(zip(chain.chain, recipes, strict=True), start=1):
@@ -73,6 +80,12 @@ def summarise(step: ChainStep, history: Sequence[dict[str, Any]]) -> StepResult:
 
 def _measures(line: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in line.items() if key not in ("kind", "step") and isinstance(value, float)}
+
+
+def _read_mixture(mixture: Sequence[str], folder: Path) -> MixSettings:
+    """A mixture of the chain's own scenes."""
+    name, *overrides = mixture
+    return read_mix(name, [*overrides, f"root={json.dumps(str(folder / SCENES))}"])
 
 
 def _read_step(chain: ChainRecipe, step: ChainStep, folder: Path) -> LoadedRecipe:
