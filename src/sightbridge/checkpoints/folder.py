@@ -30,6 +30,7 @@ from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.checkpoints.manifest import (
     ADAPTER,
     CONNECTOR_TOKENIZER,
+    LANGUAGE_MODEL,
     MANIFEST,
     TOKENIZER,
     AdapterEntry,
@@ -155,7 +156,7 @@ def load_any_model(
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
     manifest = read_manifest(folder)
-    _check_files(folder, manifest)
+    check_files(folder, manifest)
     try:
         model = build_any(_settings_with(manifest, sources or {}))
     except CheckpointError as error:
@@ -230,7 +231,14 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; choose a folder to save the model in.")
     names = {path.name for path in target.iterdir()}
-    ours = {MANIFEST, ADAPTER, TOKENIZER, CONNECTOR_TOKENIZER, *(f"{name}.safetensors" for name in ALL_PARTS)}
+    ours = {
+        MANIFEST,
+        ADAPTER,
+        LANGUAGE_MODEL,
+        TOKENIZER,
+        CONNECTOR_TOKENIZER,
+        *(f"{name}.safetensors" for name in ALL_PARTS),
+    }
     if names and (MANIFEST not in names or names - ours):
         others = ", ".join(sorted(names - ours)[:3])
         raise CheckpointError(f"{target}: holds files that are no part of a model ({others}); choose another folder.")
@@ -307,7 +315,7 @@ def _settings_with(manifest: AnyManifest, sources: Mapping[str, str]) -> AnyMode
     return manifest.settings.model_copy(update=changes)
 
 
-def _check_files(folder: Path, manifest: AnyManifest) -> None:
+def check_files(folder: Path, manifest: AnyManifest) -> None:
     """Compare every stored file with its hash."""
     names = part_names(manifest.settings)
     if set(manifest.parts) != set(names):

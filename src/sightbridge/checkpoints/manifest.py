@@ -21,6 +21,8 @@ CONNECTOR_TOKENIZER = "connector_tokenizer"
 """Name of the folder of a connector's own tokenizer, if it has one."""
 ADAPTER = "adapter"
 """Name of the PEFT folder of a language model's adapters, if it has some."""
+LANGUAGE_MODEL = "language_model"
+"""Name of the Hugging Face folder of a language model that adapters were merged into."""
 FORMAT = "sightbridge-model"
 FORMAT_VERSION = 1
 """Grows whenever an older release could not read the folder rightly."""
@@ -123,11 +125,25 @@ def read_manifest(folder: Path) -> AnyManifest:
     if kind not in KINDS:
         raise CheckpointError(f"{path}: the manifest is damaged at 'kind': {kind!r} is none of {', '.join(KINDS)}.")
     try:
-        return KINDS[kind].model_validate(content)
+        return _with_inner_sources(KINDS[kind].model_validate(content), folder)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: the manifest is damaged at '{key}': {first['msg']}.") from error
+
+
+def _with_inner_sources(manifest: AnyManifest, folder: Path) -> AnyManifest:
+    """Sources that begin with ``./`` lie in the model folder, wherever that is now."""
+    settings, parts = {}, {}
+    for name, entry in manifest.parts.items():
+        if entry.source and entry.source.startswith("./"):
+            source = str(inner_path(folder, entry.source))
+            parts[name] = entry.model_copy(update={"source": source})
+            settings[name] = getattr(manifest.settings, name).model_copy(update={"source": source})
+    if not parts:
+        return manifest
+    changes = {"settings": manifest.settings.model_copy(update=settings), "parts": manifest.parts | parts}
+    return manifest.model_copy(update=changes)
 
 
 def inner_path(folder: Path, name: str) -> Path:

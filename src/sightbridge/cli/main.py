@@ -15,7 +15,20 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from sightbridge.cli import ask, cache, chat, data, features, inspect, predict, quickstart, recipes, train, version
+from sightbridge.cli import (
+    ask,
+    cache,
+    chat,
+    data,
+    features,
+    inspect,
+    merge,
+    predict,
+    quickstart,
+    recipes,
+    train,
+    version,
+)
 from sightbridge.cli.console import print_error, use_utf8
 from sightbridge.errors import SightbridgeError
 
@@ -26,6 +39,7 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "ask": ask.ask,
     "chat": chat.chat,
     "predict": predict.predict,
+    "merge": merge.merge,
     "features": features.features,
     "data": data.app,
     "inspect": inspect.app,
