@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ def _typed_lines(commands: Commands) -> Iterator[str]:
 def _plain_reader() -> Any:
     note = "History, completion and better editing of lines come with: pip install 'sightbridge[chat]'"
     console().print(Text(note, style="dim"))
+    if find_spec("readline"):  # not on Windows
+        import_module("readline")  # from now on input() lets lines be edited and recalled
     return lambda: input(PROMPT)
 
 

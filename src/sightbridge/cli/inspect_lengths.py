@@ -161,7 +161,8 @@ def _limit_table(rows: Sequence[Row], processor: Processor) -> Table:
     table = new_table(
         "max_length", "rows cut", "", "lose a picture" if drops else "refused (picture)", "no target left"
     )
-    for limit in sorted({*LIMITS, *([settings.max_length] if settings.max_length else [])}):
+    limits: set[int] = {*LIMITS, *([settings.max_length] if settings.max_length else [])}
+    for limit in sorted(limits):
         cut = cut_at(rows, limit, settings.max_answer_length)
         own = "  (the model's)" if limit == settings.max_length else ""
         share = f"{cut.rows / len(rows):.1%}"

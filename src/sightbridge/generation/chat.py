@@ -16,7 +16,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -348,7 +348,7 @@ def _given(value: Any) -> Given:
     return Given([_given(item) for item in value] if isinstance(value, list | tuple) else value, "settings")
 
 
-def _is_file(source: ImageSource) -> bool:
+def _is_file(source: ImageSource) -> TypeGuard[str | Path]:
     return isinstance(source, Path) or (isinstance(source, str) and not source.startswith("data:"))
 
 

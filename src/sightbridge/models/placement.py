@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from torch import nn
@@ -9,7 +12,7 @@ from torch import nn
 from sightbridge.models.vlm import VisionLanguageModel
 
 
-def spread(model: VisionLanguageModel, max_memory: dict[int | str, int | str] | None = None) -> dict[str, int | str]:
+def spread(model: VisionLanguageModel, max_memory: dict[int | str, int | str] | None = None) -> Mapping[str, Any]:
     """Spread the language model over all GPUs evenly, and over the CPU what they cannot hold; returns what lies where.
 
     Vision tower and connector go beside its embeddings, where pictures and words meet. A part on the CPU is copied to a
