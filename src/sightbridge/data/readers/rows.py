@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +13,12 @@ from sightbridge.errors import DataError
 from sightbridge.images.load import ImageSource
 
 Row = dict[str, Any]
+
+WINDOW = 2**20
+"""Characters of a JSON list that are read at a time."""
+DECODER = json.JSONDecoder()
+AFTER_ELEMENT = tuple(",] \t\n\r")
+WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Of the files that are read as tables with a line of column names on top; every cell is a text."""
@@ -46,7 +53,7 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     while first.isspace():
         first = file.read(1)
     file.seek(0)
-    return _list_rows(path, file.read()) if first == "[" else _line_rows(path, file)
+    return _list_rows(path, file) if first == "[" else _line_rows(path, file)
 
 
 def _table_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
@@ -64,13 +71,74 @@ def _table_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
         raise DataError(f"{path}, line {reader.line_num}: not a table of cells: {error}.") from error
 
 
-def _list_rows(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}.") from error
-    for number, row in enumerate(rows, start=1):
+def _list_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
+    """The elements of a JSON list, decoded one by one, so that a list of millions is never in memory as a whole."""
+    for number, row in enumerate(_Elements(path, file), start=1):
         yield number, f"{path}, row {number}", row
+
+
+class _Elements:
+    """Decodes the elements of a JSON list from a window on the file, which moves on once they are read."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self.path = path
+        self.file = file
+        self.window = ""
+        self.place = 0
+        self.line, self.column = 1, 1  # of the window's beginning
+        self.is_all = False
+
+    def __iter__(self) -> Iterator[Any]:
+        self._peek()
+        self.place += 1  # the bracket
+        separator = "" if self._peek() == "]" else ","
+        while separator == ",":
+            yield self._decode()
+            separator = self._peek()
+            if separator not in (",", "]"):
+                raise self._broken("Expecting ',' delimiter", self.place)
+            self.place += separator == ","
+        self.place += 1
+        if self._peek():
+            raise self._broken("Extra data", self.place)
+
+    def _decode(self) -> Any:
+        self._peek()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.window, self.place)
+            except json.JSONDecodeError as error:
+                if self.is_all:
+                    raise self._broken(error.msg, error.pos) from error
+            else:
+                if self.is_all or self.window[end : end + 1] in AFTER_ELEMENT:  # else a number may go on
+                    self.place = end
+                    return value
+            self._read_on()
+
+    def _peek(self) -> str:
+        """The next character that is no white space, "" at the end of the file."""
+        while True:
+            self.place = WHITE_SPACE.match(self.window, self.place).end()  # type: ignore[union-attr] (matches always)
+            if self.place < len(self.window) or self.is_all:
+                return self.window[self.place : self.place + 1]
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Forget what is done with, and read as much again as is left, so that a large element is tried few times."""
+        self.line, self.column = self._position(self.place)
+        rest = self.window[self.place :]
+        more = self.file.read(max(WINDOW, len(rest)))
+        self.window, self.place, self.is_all = rest + more, 0, not more
+
+    def _broken(self, message: str, place: int) -> DataError:
+        line, column = self._position(place)
+        return DataError(f"{self.path}, line {line}, column {column}: broken JSON: {message}.")
+
+    def _position(self, place: int) -> tuple[int, int]:
+        """Line and column of a place in the window, as a whole file's are counted."""
+        lines = self.window.count("\n", 0, place)
+        return self.line + lines, place - self.window.rfind("\n", 0, place) if lines else self.column + place
 
 
 def _line_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, str, Any]]:
