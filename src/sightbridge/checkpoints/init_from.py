@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -20,13 +22,15 @@ from sightbridge.checkpoints.manifest import (
     read_manifest,
 )
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
+from sightbridge.checkpoints.projection import PROJECTION, load_without_projection, why_fresh
 from sightbridge.checkpoints.rest import load_rest, remember_origin
 from sightbridge.checkpoints.text_branch import has_text_branch, load_without_text_branch
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
-from sightbridge.errors import CheckpointError
+from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.models.build_qformer import check_qformer
 from sightbridge.models.connectors.qformer import QFormerConnector
 from sightbridge.models.lora import adapted_layers
+from sightbridge.models.parts import trains
 
 
 @dataclass
@@ -37,18 +41,28 @@ class InitReport:
     left: list[str] = field(default_factory=list)
 
 
-def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = False) -> InitReport:
+def init_from(
+    model: nn.Module,
+    folder: str | Path,
+    parts: Collection[str] | None = None,
+    fresh_projection: bool = False,
+    *,
+    after_another: bool = False,
+) -> InitReport:
     """Fill every part of ``model`` whose weights are stored in a model folder under the same name.
 
     A Q-Former of BLIP-2's first stage fills a connector of the same build, see ``load_part_from_pretraining``. The
     connector of a second stage, which has no text branch, fills one that reads questions only ``after_another`` folder
     did, from which it keeps that branch: it would be left with random weights otherwise.
 
+    The projection of a Q-Former stays random if it was made for a language model of another width, or if
+    ``fresh_projection`` asks for it (mBLIP's ``random_init_projection``); so a bridge learns to lead elsewhere.
+
     Adapters are taken if the model has some of the same kind on the same language model. ``folder`` may also be the
-    PEFT folder of such adapters alone.
+    PEFT folder of such adapters alone. ``parts`` are those to take (``adapters`` too), by default all.
 
     Raises ``CheckpointError`` if the folder is no model or damaged, a part there has other weights or shapes than here,
-    or not a single part is to be had.
+    or not a single part is to be had; ``SettingsError`` for a random projection that would not learn.
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
     report = InitReport()
@@ -58,7 +72,9 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
     for name, entry in manifest.parts.items():
         part = getattr(model, name, None)
         connector = getattr(model, "connector", None)
-        if isinstance(manifest, QFormerManifest) and name == "qformer" and isinstance(connector, QFormerConnector):
+        if parts is not None and name not in parts:
+            report.left.append(f"{name}: not asked for (training.init_parts)")
+        elif isinstance(manifest, QFormerManifest) and name == "qformer" and isinstance(connector, QFormerConnector):
             assert entry.file is not None, "a Q-Former is always stored"
             path = _checked(entry, inner_path(folder, entry.file))
             heads = check_qformer(manifest.settings.qformer).num_heads
@@ -81,14 +97,45 @@ def init_from(model: nn.Module, folder: str | Path, *, after_another: bool = Fal
                 )
             report.taken += load_without_text_branch(part, _checked(entry, path))
             remember_origin(part, None)  # this folder and the one before it
+        elif isinstance(part, QFormerConnector):
+            _load_qformer(part, entry, folder, fresh_projection, report)
         else:
             _load(part, name, entry, folder)
             report.taken.append(f"{name}: {entry.parameters:,} weights")
-    if isinstance(manifest, Manifest) and manifest.adapter:
+    if isinstance(manifest, Manifest) and manifest.adapter and (parts is None or "adapters" in parts):
         _take_adapter(model, folder, manifest, report)
     if not report.taken:
         raise CheckpointError(f"{folder}: holds nothing to start this model with ({'; '.join(report.left)}).")
     return report
+
+
+def _load_qformer(
+    connector: QFormerConnector, entry: PartEntry, folder: Path, fresh_projection: bool, report: InitReport
+) -> None:
+    """Fill a connector from one of the same build, with its projection if that fits."""
+    assert entry.file is not None, "a part that is not stored was left"
+    path = _checked(entry, inner_path(folder, entry.file))
+    reason = why_fresh(connector, path, fresh_projection)
+    if reason is None:
+        _load(connector, "connector", entry, folder)
+        report.taken.append(f"connector: {entry.parameters:,} weights, its projection too")
+        return
+    if not trains(connector.output):
+        raise SettingsError(
+            f"the projection of the connector begins with random weights ({reason}) and would stay so: let it train, "
+            "training.parts.connector.train=full",
+            key="training.parts.connector.train",
+        )
+    with telling_what_differs("connector"):
+        if entry.rest:  # what is stored here is the projection
+            folder = load_rest(connector, entry, folder)
+            count = sum(w.numel() for n, w in connector.named_parameters() if not n.startswith(PROJECTION))
+        else:
+            count = load_without_projection(connector, path)
+    remember_origin(connector, folder)  # of all but the projection, which trains
+    connector.filled_by_init_from = True  # type: ignore[assignment]
+    report.taken.append(f"connector: {count:,} weights")
+    report.left.append(f"connector: its projection, which begins with random weights: {reason}")
 
 
 def _from_peft_folder(model: nn.Module, folder: Path) -> InitReport:
@@ -133,13 +180,20 @@ def _checked(entry: PartEntry, path: Path) -> Path:
 
 def _load(part: nn.Module, name: str, entry: PartEntry, folder: Path) -> None:
     assert entry.file is not None, "a part that is not stored was left"
-    try:
+    with telling_what_differs(name):
         origin = load_rest(part, entry, folder) if entry.rest else folder
         load_part(part, _checked(entry, inner_path(folder, entry.file)), entry.only)
         remember_origin(part, origin)
+    part.filled_by_init_from = True  # type: ignore[assignment] - its source does not hold these weights
+
+
+@contextmanager
+def telling_what_differs(name: str) -> Iterator[None]:
+    """Say in an error about weights which part it is about, and what to do."""
+    try:
+        yield
     except CheckpointError as error:
         raise CheckpointError(
             f"training.init_from: the {name.replace('_', ' ')} there is not built as the one here. {error} Give "
             f"model.{name} the settings of that model, or start without its weights."
         ) from error
-    part.filled_by_init_from = True  # type: ignore[assignment] - its source does not hold these weights

@@ -125,6 +125,14 @@ class TrainingSettings(Settings):
         default=None,
         description="model folder to start from: its weights alone; of several, a later one over an earlier one",
     )
+    init_parts: list[Literal["vision_tower", "connector", "language_model", "qformer", "adapters"]] | None = Field(
+        default=None, description="what to take from init_from; null = all that is stored there"
+    )
+    fresh_projection: bool = Field(
+        default=False,
+        description="begin with a random layer between Q-Former and language model although init_from has one; where "
+        "their widths differ it is random in any case (mBLIP: random_init_projection)",
+    )
     parts: PartsSettings = PartsSettings()
     tensorboard: bool = Field(default=False, description="also write TensorBoard files (needs sightbridge[train])")
 

@@ -19,6 +19,8 @@ OTHER_RECORDS = "records would be left out or come twice"
 CANNOT_CHANGE = {
     "model.*": ANOTHER_MODEL,
     "training.init_from*": "frozen weights, which a checkpoint does not hold, would be others",
+    "training.init_parts*": "frozen weights, which a checkpoint does not hold, would be others",
+    "training.fresh_projection": "frozen weights, which a checkpoint does not hold, would be others",
     "training.parts.*.train": "other weights would train than those that the optimiser knows",
     "training.parts.*.only*": "other weights would train than those that the optimiser knows",
     "optim.kind": "the optimiser's state would be of another kind",

@@ -207,9 +207,15 @@ def build_start(
         console.print(describe_lora(model, recipe.model.lora), markup=False, soft_wrap=True)
     start = recipe.training.init_from
     for number, folder in enumerate([start] if isinstance(start, str) else start or []):
-        report = init_from(model, folder, after_another=number > 0)
+        choice = recipe.training.init_parts, recipe.training.fresh_projection
+        with loaded.locating():
+            report = init_from(model, folder, *choice, after_another=number > 0)
         for line in (*(f"taken: {line}" for line in report.taken), *(f"left: {line}" for line in report.left)):
             console.print(f"weights of {folder}: {line}", markup=False, soft_wrap=True)
+    if isinstance(recipe, Recipe) and recipe.training.parts.connector.only and not start:
+        trained = ", ".join(recipe.training.parts.connector.only)
+        message = f"of the connector only {trained} trains, and the rest stays random: give training.init_from a folder"
+        console.print(message, style="yellow", markup=False, soft_wrap=True)
     kind = recipe.model.language_model.quantize if isinstance(recipe, Recipe) else None
     if kind and isinstance(model, VisionLanguageModel):
         with loaded.locating():

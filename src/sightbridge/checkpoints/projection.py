@@ -1,0 +1,52 @@
+"""A Q-Former without its projection: the one layer that belongs to a language model and not to the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from sightbridge.checkpoints.weights import load_some, unique_tensors
+from sightbridge.errors import CheckpointError
+from sightbridge.models.connectors.qformer import QFormerConnector
+
+PROJECTION = "output."
+"""Beginning of the names of a connector's projection to the width of the language model."""
+
+
+def why_fresh(connector: QFormerConnector, path: Path, asked: bool) -> str | None:
+    """Why the projection in a connector's file is not to be used; ``None`` if it is.
+
+    Args:
+        connector: to be filled.
+        path: the file.
+        asked: whether ``training.fresh_projection`` asks for random weights.
+
+    Raises ``CheckpointError`` if the file cannot be read.
+    """
+    if asked:
+        return "training.fresh_projection asks for it"
+    try:
+        with safe_open(path, framework="pt") as file:
+            there = file.get_slice("output.weight").get_shape()[0] if "output.weight" in file.keys() else None  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    here = connector.output.out_features
+    if there is None or there == here:
+        return None
+    return f"it leads to a language model of width {there}, the one here has {here}"
+
+
+def load_without_projection(connector: nn.Module, path: Path) -> int:
+    """Fill all of a connector but its projection; returns how many weights that is.
+
+    Raises ``CheckpointError`` if anything but the projection differs.
+    """
+    wanted = {name: t for name, t in unique_tensors(connector).items() if not name.startswith(PROJECTION)}
+    with safe_open(path, framework="pt") as file:
+        beyond = sorted(key for key in file.keys() if key not in wanted and not key.startswith(PROJECTION))  # noqa: SIM118
+    if beyond:
+        raise CheckpointError(f"{path}: the connector there also has {', '.join(beyond[:3])}.")
+    load_some(connector, path, wanted)
+    return sum(tensor.numel() for tensor in wanted.values())
