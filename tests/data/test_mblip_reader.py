@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sightbridge
+from sightbridge.data.readers.row_index import HeldRecords, IndexedRecords
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
 from sightbridge.text.turns import Turn
@@ -69,3 +71,54 @@ def test_two_pictures(tmp_path: Path) -> None:
 def test_broken_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, row)
+
+
+FORMS = {
+    "listed": "[\n{}\n]\n",
+    "listed without an end of line": "[\n{}\n]",
+    "lines": "{}\n",
+    "held": " [{}]",
+    "held, broken over lines": "[\n{}\n]",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_read_where_they_lie_or_held(tmp_path: Path, form: str) -> None:
+    rows = [ROW | {"label": f"Bus {n}, [ü], }}"} for n in range(5)]
+    indent = 1 if "broken" in form else None
+    separator = "\n" if form == "lines" else ",\n"
+    path = tmp_path / "mix.json"
+    written = separator.join(json.dumps(row, indent=indent, ensure_ascii=False) for row in rows)
+    path.write_text(FORMS[form].replace("{}", written), encoding="utf-8")
+    records = sightbridge.records("mblip", path, "pictures")
+    assert isinstance(records, HeldRecords if "held" in form else IndexedRecords)
+    assert [record.turns[1].text for record in records] == [row["label"] for row in rows]
+    assert records[3].id == "mix-4" and records[3].where == f"{path}, {'line' if form == 'lines' else 'row'} 4"
+    again = pickle.loads(pickle.dumps(records))  # as it goes to the loader's workers
+    assert again[4] == records[4]
+    assert len(sightbridge.records("mblip", path, limit=2)) == 2
+    if "held" not in form:
+        path.write_text("[]" * 400)
+        with pytest.raises(DataError, match=r"4: is not what it was when the file was opened"):
+            records[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n{"context": "a", "image_id": 1}', r"line 2, column 32: broken JSON: Expecting ',' delimiter"),
+        ('[\n{"context": "a", "image_id": 1}\n]\n[', r"line 4, column 1: broken JSON: Extra data"),
+        ('{"context": "a", "image_id": 1}\n{"context": 3, "image_id": 1}\n', r"line 2, key 'context': expected a text"),
+        ('{"context": "a", "image_id": 1}\n{"context\n', r"line 2, column 10: broken JSON"),
+        ('[\n{"context": "a", "image_id": 1},\n{"image_id": 1}\n]', r"row 2: key 'context' is missing"),
+        ('[\n{"context": "a", "image_id": 1}\n{"context": "a", "image_id": 1}\n]', r"line 3, column 1: broken JSON"),
+        ('[\n{"context": "a", "image_id": 1},\n]', r"broken JSON"),
+        ("[\n]\n", r"holds no rows"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mix.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        sightbridge.records("mblip", tmp_path / "mix.json")
+    with pytest.raises(DataError, match="cannot read"):
+        sightbridge.records("mblip", tmp_path / "none.json")

@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sightbridge.data.readers.rows import Row, find_image, read_rows, take, take_id, take_texts
+from sightbridge.data.readers.row_index import index_records
+from sightbridge.data.readers.rows import Row, find_image, take, take_id, take_texts
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
 from sightbridge.images.load import ImageSource
@@ -25,15 +27,21 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 """Endings of pictures' names. XM3600's and Flickr30k's rows have none, and mean ``.jpg`` (mBLIP's ``image_suffix``)."""
 
 
-def read_mblip(path: Path, images_folder: Path) -> Iterator[Record]:
-    """Yield a record for every row of ``path``: a user turn with the pictures and the context, the label as the answer.
+def read_mblip(path: Path, images_folder: Path) -> Sequence[Record]:
+    """Read every row of ``path`` as a user turn with the pictures and the context, and the label as the answer.
+
+    Rows are checked at once. Those of files with a line for each, as ``sightbridge data mix`` writes them, are not held
+    in memory but read again when they are looked at.
 
     An empty ``label`` waits for an answer. ``text_label`` (a text, a list of texts, or true and false, which mean yes
     and no) becomes ``meta["answers"]``; every other key is kept in ``meta`` as it is. Raises ``DataError`` naming file,
     row and key for a row that is not in the format above.
     """
-    for number, where, row in read_rows(path):
-        yield mblip_record(row, images_folder, f"{path.stem}-{number}", where)
+    return index_records(path, partial(_make_record, images_folder=images_folder, stem=path.stem))
+
+
+def _make_record(row: Row, number: int, where: str, *, images_folder: Path, stem: str) -> Record:
+    return mblip_record(row, images_folder, f"{stem}-{number}", where)
 
 
 def mblip_record(row: Row, images_folder: Path, default_id: str, where: str) -> Record:
