@@ -97,7 +97,7 @@ def test_folders_that_move_together_find_each_other(folders: Any, tmp_path: Path
 def test_a_rest_that_is_gone_or_another_one_is_told(folders: Any, tmp_path: Path) -> None:
     whole, aligned, model = folders
     shutil.move(whole, tmp_path / "moved")
-    with pytest.raises(CheckpointError, match="holds only output of its connector; the rest was in .*whole"):
+    with pytest.raises(CheckpointError, match=r"holds only output of its connector; the rest was in .*whole"):
         load_model(aligned)
     assert same_connector(load_model(aligned, sources={"connector": str(tmp_path / "moved")})[0], model)
     save(build(5, None, PartsSettings()), whole)

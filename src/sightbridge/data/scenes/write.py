@@ -79,7 +79,7 @@ def write_scenes(
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
     - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
-    - ``chats_train.json``, ``chats_test.json``: the conversations of ``train.json`` and ``test.json`` as MiniGPT4Qwen's.
+    - ``chats_train.json``, ``chats_test.json``: what ``train.json`` and ``test.json`` hold, as MiniGPT4Qwen's rows.
     - ``videos_train.json``, ``videos_test.json``: MiniGPT4Qwen's rows about folders of frames, fewer than pictures.
     - ``regions_test.json``: boxes with the phrase of what is in them.
     - ``scenes.json``: the settings, and the pairs kept for ``test_new``.
