@@ -1,5 +1,8 @@
 """Adapters: every family gets as many as its preset promises, nothing else changes, and wrong targets are named."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from builders import LANGUAGE_MODELS, SIZE, VOCABULARY, make_batch, tiny_settings, widest_difference
@@ -17,6 +20,7 @@ from sightbridge.models.outline import outline
 from sightbridge.models.parts import set_trainable
 from sightbridge.training.optim import parameter_groups
 
+PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 LLAMA_LIKE = LANGUAGE_MODELS["llama"]
 TINY = LANGUAGE_MODELS | {
     **dict.fromkeys(["qwen2", "qwen3", "olmo2", "smollm3", "stablelm", "starcoder2", "phi"], LLAMA_LIKE),
@@ -52,6 +56,14 @@ def with_lora(language_model="llama", **lora):
 
 def test_the_table_and_its_tiny_models_are_of_the_same_families():
     assert set(FAMILIES) == set(TINY)
+
+
+def test_the_page_lists_every_family_with_its_layers():
+    rows = [line.split("|")[1:4] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    told = {name.strip(): row for row in rows for name in row[0].split(",")}
+    for model_type, family in FAMILIES.items():
+        few, more = (set(re.findall(r"\w+", cell)) for cell in told[model_type][1:])
+        assert few == family.adapted("lora") and few | more >= family.adapted("lora_all"), model_type
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))

@@ -92,20 +92,21 @@ def quantized_layer(layer: Any, kind: Quantization, device: torch.device | str, 
         device: of the new layer.
         double: whether nf4's block constants are quantised, too.
     """
-    import bitsandbytes as bnb  # type: ignore[import-not-found]
+    import bitsandbytes  # type: ignore[import-not-found]
 
+    layers: Any = bitsandbytes.nn
     weight: Tensor = layer.weight.data
     weight = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
     rows, columns = weight.shape
     with torch.device("meta"):
         if kind == "8bit":
-            new = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=OUTLIER)
+            new = layers.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=OUTLIER)
         else:
-            new = bnb.nn.Linear4bit(columns, rows, bias=False, compute_dtype=weight.dtype)
+            new = layers.Linear4bit(columns, rows, bias=False, compute_dtype=weight.dtype)
     if kind == "8bit":
-        parameter: Any = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+        parameter: Any = layers.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
     else:
-        parameter = bnb.nn.Params4bit(
+        parameter = layers.Params4bit(
             weight, requires_grad=False, compress_statistics=double, quant_type="nf4", module=new
         )
     new.weight = parameter.to(device)
