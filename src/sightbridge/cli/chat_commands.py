@@ -178,7 +178,8 @@ class Commands:
         """Write the conversation."""
         from sightbridge.generation.chat_file import save_chat
 
-        self._say(f"saved as {save_chat(self.chat, _path(file))}")
+        save_chat(self.chat, _path(file))
+        self._say(f"saved as {_path(file)}")
 
     def load(self, file: str) -> None:
         """Go on with another conversation."""

@@ -87,7 +87,6 @@ def inspect_data(
       sightbridge inspect data scenes/train.json --format llava --model runs/quickstart/model
       sightbridge inspect data scenes/train.json --format llava --lengths tiny/decoder-mlp
     """
-    from sightbridge.data.bad_samples import check_images
     from sightbridge.data.readers import get_reader
 
     if lengths and (model or template or tokenizer):
@@ -100,6 +99,13 @@ def inspect_data(
     if row is not None and row > len(records):
         raise DataError(f"{file}: there is no record {row}; it holds {len(records)}.")
     chosen = range(count) if row is None else range(row - 1, row)
+    _show_records(records, view, chosen)
+
+
+def _show_records(records: Sequence[Record], view: View, chosen: range) -> None:
+    """Print the chosen records, and counts over all of them."""
+    from sightbridge.data.bad_samples import check_images
+
     tally = Tally()
     shown: list[tuple[Record, list[Segment]]] = []
     terminal = console(stderr=True)
