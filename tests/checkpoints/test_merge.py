@@ -127,6 +127,17 @@ def test_half_precision_is_merged_in_float32(parents, tmp_path):
     assert torch.equal(weight, (full + 16 / 4 * (b @ a)).to(torch.bfloat16))
 
 
+def test_a_file_in_half_may_be_of_a_model_held_in_full(parents, tmp_path):
+    AutoModelForCausalLM.from_pretrained(parents / "llama", dtype=torch.bfloat16).save_pretrained(tmp_path / "llama")
+    model, processor = make(tmp_path, tmp_path / "m", dtype="float32")
+    merge_model(tmp_path / "m", tmp_path / "merged")
+    merged, _ = load_model(tmp_path / "merged")
+    ours, theirs = logits(merged, processor), logits(model, processor)
+    assert 1e-3 < (ours - theirs).norm() / theirs.norm() < 0.1
+    files = (tmp_path / "merged" / "language_model").glob("*.safetensors")
+    assert {weight.dtype for path in files for weight in load_file(path).values()} == {torch.bfloat16}
+
+
 def load_file_with(folder, key):
     return next(weights[key] for path in folder.glob("*.safetensors") if key in (weights := load_file(path)))
 

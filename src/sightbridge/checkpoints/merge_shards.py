@@ -47,6 +47,8 @@ class Adapter:
         self.transposed = bool(config.get("fan_in_fan_out"))
         weights = read_adapter_weights(folder)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self.rounded_to: set[torch.dtype] = set()
+        """Types of the weights merged so far."""
         for key in sorted(weights):
             module, _, rest = key.removeprefix(PREFIX).rpartition(".lora_A.")
             other = key.replace(".lora_A.", ".lora_B.")
@@ -94,6 +96,7 @@ class Adapter:
                 f"{self.folder}: the adapter of '{module}' is for a weight of {tuple(change.shape)}, but that of the "
                 f"language model is {tuple(weight.shape)}. Are they those of another language model?"
             )
+        self.rounded_to.add(weight.dtype)
         return (weight.float() + change).to(weight.dtype)
 
 
