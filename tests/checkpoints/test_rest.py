@@ -121,6 +121,18 @@ def test_a_run_goes_on_from_the_projections_folder(folders: Any, tmp_path: Path)
     assert same_connector(started, model)
 
 
+def test_a_projection_that_begins_anew_is_all_that_is_stored(folders: Any, tmp_path: Path) -> None:
+    """As MiniGPT4Qwen starts from a second stage with FlanT5, whose projection leads elsewhere."""
+    whole, aligned, _ = folders
+    for start in (whole, aligned):
+        model = build_model(SETTINGS, seed=11)
+        set_trainable(model, ONLY_OUTPUT)
+        init_from(model, start, fresh_projection=True)
+        saved = save(model, tmp_path / "runs" / f"fresh-{start.name}")
+        assert set(load_file(saved / "connector.safetensors")) == {"output.weight", "output.bias"}
+        assert same_connector(load_model(saved)[0], model)
+
+
 def test_everything_is_stored_if_it_is_to_be_or_the_rest_is_nowhere(folders: Any, tmp_path: Path) -> None:
     whole, _, model = folders
     alone = save(model, tmp_path / "alone", self_contained=True)

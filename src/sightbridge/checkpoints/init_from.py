@@ -75,13 +75,7 @@ def init_from(
         if parts is not None and name not in parts:
             report.left.append(f"{name}: not asked for (training.init_parts)")
         elif isinstance(manifest, QFormerManifest) and name == "qformer" and isinstance(connector, QFormerConnector):
-            assert entry.file is not None, "a Q-Former is always stored"
-            path = _checked(entry, inner_path(folder, entry.file))
-            heads = check_qformer(manifest.settings.qformer).num_heads
-            taken, left = load_part_from_pretraining(connector, path, heads)
-            remember_origin(connector, folder)
-            report.taken += taken
-            report.left += left
+            _load_first_stage(connector, entry, folder, manifest, report)
         elif not isinstance(part, nn.Module):
             report.left.append(f"{name}: there is no such part here")
         elif entry.file is None:
@@ -107,6 +101,18 @@ def init_from(
     if not report.taken:
         raise CheckpointError(f"{folder}: holds nothing to start this model with ({'; '.join(report.left)}).")
     return report
+
+
+def _load_first_stage(
+    connector: QFormerConnector, entry: PartEntry, folder: Path, manifest: QFormerManifest, report: InitReport
+) -> None:
+    """Fill a connector from the Q-Former of a first stage."""
+    assert entry.file is not None, "a Q-Former is always stored"
+    path = _checked(entry, inner_path(folder, entry.file))
+    taken, left = load_part_from_pretraining(connector, path, check_qformer(manifest.settings.qformer).num_heads)
+    remember_origin(connector, folder)
+    report.taken += taken
+    report.left += left
 
 
 def _load_qformer(

@@ -121,20 +121,30 @@ def write_scenes(
         rows[f"captions_{part}"] = [_caption_row(p, part) for p in chosen]
         rows[f"statements_{part}"] = [_statement_row(p, rng, avoid=new) for p in chosen]
     rows["regions_test"] = [_region_row(p) for p in test]
-    vqa_rng = random.Random(f"{settings.seed}/vqa")  # of its own: the other files stay what they were without these
-    rows["vqa_train"] = [row for p in train for row in _vqa_rows(p, vqa_rng, settings.questions, avoid=new)]
-    rows["vqa_test"] = [row for p in test for row in _vqa_rows(p, vqa_rng, 2, avoid=new)]
-    pairs_rng = random.Random(f"{settings.seed}/pairs")  # of its own, too
-    for part, chosen in (("train", train), ("test", test)):
-        rows[f"pairs_{part}"] = list(_pair_rows(chosen, len(settings.languages), pairs_rng, avoid=new))
-    videos_rng = random.Random(f"{settings.seed}/videos")
-    for part, chosen in (("train", train), ("test", test)):
-        rows[f"chats_{part}"] = [chat_row(row) for row in rows[part]]
-        shown = chosen[::PICTURES_PER_VIDEO]
-        rows[f"videos_{part}"] = [write_video(folder, p.file, n, p.language, videos_rng) for n, p in enumerate(shown)]
+    rows |= _rows_of_other_systems(folder, settings, {"train": train, "test": test}, rows, new)
     for name in ANNOTATIONS:
         _write_json(folder / f"{name}.json", rows[name])
     return {name: len(content) for name, content in rows.items()}
+
+
+def _rows_of_other_systems(
+    folder: Path,
+    settings: ScenesSettings,
+    pictures: dict[str, list[_Picture]],
+    conversations: dict[str, list[dict[str, Any]]],
+    new: frozenset[Pair],
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows as LAVIS, mBLIP and MiniGPT4Qwen have them."""
+    # of their own: without one of these files the others stay what they are
+    rngs = {kind: random.Random(f"{settings.seed}/{kind}") for kind in ("vqa", "pairs", "videos")}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for part, chosen in pictures.items():
+        asked = settings.questions if part == "train" else 2
+        rows[f"vqa_{part}"] = [row for p in chosen for row in _vqa_rows(p, rngs["vqa"], asked, avoid=new)]
+        rows[f"pairs_{part}"] = list(_pair_rows(chosen, len(settings.languages), rngs["pairs"], avoid=new))
+        rows[f"chats_{part}"] = [chat_row(row) for row in conversations[part]]
+        rows[f"videos_{part}"] = list(_video_rows(folder, chosen, rngs["videos"]))
+    return rows
 
 
 def _clear(folder: Path) -> None:
@@ -211,6 +221,11 @@ def _pair_rows(
             "language": picture.language,
             "type": "pair",
         }
+
+
+def _video_rows(folder: Path, pictures: Sequence[_Picture], rng: random.Random) -> Iterator[dict[str, Any]]:
+    for number, picture in enumerate(pictures[::PICTURES_PER_VIDEO]):
+        yield write_video(folder, picture.file, number, picture.language, rng)
 
 
 def _region_row(picture: _Picture) -> dict[str, Any]:
