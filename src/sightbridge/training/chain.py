@@ -54,7 +54,8 @@ def run_chain(loaded: LoadedRecipe, folder: Path, run_step: RunStep, console: Co
     save_resolved(chain, folder / CHAIN_SETTINGS)
     if chain.scenes and not (folder / SCENES).exists():
         options = chain.scenes.model_dump()
-        write_scenes(folder / SCENES, ScenesSettings(**options | {"languages": tuple(options["languages"])}))
+        options["languages"] = tuple(options["languages"])
+        write_scenes(folder / SCENES, ScenesSettings(**options))
     for file, mixture in mixes.items():
         if not (folder / SCENES / file).exists():
             write_mix(plan_mix(mixture), folder / SCENES / file)
