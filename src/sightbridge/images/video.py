@@ -8,7 +8,6 @@ decoded, and only containers are opened, no playlists, which could name other fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -107,7 +106,7 @@ def sample_frames(path: Path, count: int) -> list[np.ndarray]:
             if not container.streams.video:
                 raise ImageError(f"{path}: holds no pictures. Expected a video.")
             return _sample(container, container.streams.video[0], count, path)
-    except (av.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise ImageError(f"{path}: not a readable video ({error}). Replace the file.") from error
 
 
@@ -173,11 +172,7 @@ def _as_ppm(pixels: np.ndarray) -> bytes:
     return b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + np.ascontiguousarray(pixels).tobytes()
 
 
-def _by_number(file: Path) -> Sequence[Any]:
-    """frame_2 before frame_10."""
-    return list(_parts(file.name))
-
-
-def _parts(name: str) -> Iterator[tuple[int, int, str]]:
-    for text in re.split(r"(\d+)", name):
-        yield (0, int(text), "") if text.isdigit() and text.isascii() else (1, 0, text)
+def _by_number(file: Path) -> list[tuple[int, int, str]]:
+    """Put frame_2 before frame_10."""
+    parts = re.split(r"(\d+)", file.name)
+    return [(0, int(text), "") if text.isascii() and text.isdigit() else (1, 0, text) for text in parts]
