@@ -93,6 +93,7 @@ def sample_frames(path: Path, count: int) -> list[np.ndarray]:
     Raises ``ImageError``, naming the file, if it is missing, damaged, cut off, no video, or beyond the bounds above.
     """
     import av
+    from av.error import FFmpegError
 
     if path.is_dir():
         raise ImageError(f"{path}: holds no frames; expected pictures ({', '.join(SUFFIXES)}).")
@@ -106,7 +107,7 @@ def sample_frames(path: Path, count: int) -> list[np.ndarray]:
             if not container.streams.video:
                 raise ImageError(f"{path}: holds no pictures. Expected a video.")
             return _sample(container, container.streams.video[0], count, path)
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise ImageError(f"{path}: not a readable video ({error}). Replace the file.") from error
 
 
