@@ -66,7 +66,7 @@ class Composer:
         spoken = sample_language(part, sample, plan.source_language)
         language = spoken if part.places is None else self.codes[part.places[number]]
         rng = Random(f"{plan.settings.seed}/{part.name}/{number}")
-        made = part.kind.draft(sample, rng, part.pool, spoken)
+        made = part.kind.draft(sample, rng, part.pools, spoken)
         if isinstance(made, str):
             return _Draft(sample, rng, spoken, language, {}, None, dropped=made)
         prompts = self._prompts_in(language)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -14,15 +15,35 @@ from sightbridge.errors import SettingsError, nearest
 Texts = dict[str, str]
 
 
-class Caption(NamedTuple):
-    """A caption and the picture it is of."""
+class Pool:
+    """Some captions of a part and one language, to choose wrong ones from."""
 
-    text: str
-    image: str
+    def __init__(self) -> None:
+        self.captions: list[tuple[str, str]] = []
+        self._places: dict[str, list[int]] = {}
+
+    def put(self, place: int, caption: str, image: str) -> None:
+        """Put a caption behind the others, or in the place of one."""
+        if place == len(self.captions):
+            self.captions.append((caption, image))
+        else:
+            self._places[self.captions[place][1]].remove(place)
+            self.captions[place] = (caption, image)
+        insort(self._places.setdefault(image, []), place)
+
+    def draw(self, rng: Random, image: str) -> str | None:
+        """A caption of any picture but ``image``, each as likely; ``None`` if there is none."""
+        own = self._places.get(image, [])
+        if len(own) == len(self.captions):
+            return None
+        number = rng.randrange(len(self.captions) - len(own))
+        for place in own:  # step over the picture's own ones
+            number += number >= place
+        return self.captions[number][0]
 
 
-Pool = Mapping[str, list[Caption]]
-"""Some captions of the part, by language, to choose wrong ones from."""
+Pools = Mapping[str, Pool]
+"""Captions by language."""
 
 
 class Draft(NamedTuple):
@@ -32,24 +53,23 @@ class Draft(NamedTuple):
     verdict: str | None = None
 
 
-def _take(*names: str) -> Callable[[Sample, Random, Pool, str], Draft]:
+def _take(*names: str) -> Callable[[Sample, Random, Pools, str], Draft]:
     """Texts of the sample as they are."""
-    return lambda sample, rng, pool, language: Draft({name: sample.fields[name] for name in names})
+    return lambda sample, rng, pools, language: Draft({name: sample.fields[name] for name in names})
 
 
-def _match(sample: Sample, rng: Random, pool: Pool, language: str) -> Draft | str:
+def _match(sample: Sample, rng: Random, pools: Pools, language: str) -> Draft | str:
     """The picture's own caption or, half the time, a wrong one: another picture's, or one of the row's ``negatives``,
     each as likely (mBLIP: captions that CLIP finds near, at ranks 3, 10, 30, 100 and 300)."""
     if rng.random() < 0.5:
         return Draft({"caption": sample.fields["caption"]}, "yes")
-    others = [caption for caption in pool.get(language, ()) if caption.image != sample.images[0]]
+    other = pools[language].draw(rng, sample.images[0])
     wrong = [text for text in sample.fields["negatives"] if text != sample.fields["caption"]]
-    if others:
-        wrong.append(rng.choice(others).text)
+    wrong += [other] if other else []
     return Draft({"caption": rng.choice(wrong)}, "no") if wrong else "no wrong caption"
 
 
-def _decide(sample: Sample, rng: Random, pool: Pool, language: str) -> Draft | str:
+def _decide(sample: Sample, rng: Random, pools: Pools, language: str) -> Draft | str:
     """The picture's class or, half the time, the next one of the table or any other (mBLIP may draw the right one)."""
     name = sample.fields["name"]
     if rng.random() < 0.5:
@@ -60,7 +80,7 @@ def _decide(sample: Sample, rng: Random, pool: Pool, language: str) -> Draft | s
     return Draft({"name": rng.choice(others)}, "no") if others else "no other class"
 
 
-def _reason(sample: Sample, rng: Random, pool: Pool, language: str) -> Draft:
+def _reason(sample: Sample, rng: Random, pools: Pools, language: str) -> Draft:
     """The rationale becomes a part of a sentence: its full stop goes."""
     fields = sample.fields
     reason = fields["rationale"].rstrip(". ")
@@ -78,7 +98,7 @@ class Kind:
 
     formats: tuple[str, ...]
     slots: tuple[str, ...]
-    draft: Callable[[Sample, Random, Pool, str], Draft | str]
+    draft: Callable[[Sample, Random, Pools, str], Draft | str]
     translated: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     languages: Languages | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from sightbridge.data.mix.instructions import Instructions, find_instructions
-from sightbridge.data.mix.kinds import Caption, Kind, find_kind, is_too_long
+from sightbridge.data.mix.kinds import Kind, Pool, find_kind, is_too_long
 from sightbridge.data.mix.sample import Sample
 from sightbridge.data.mix.settings import MixSettings, PartSettings
 from sightbridge.data.mix.shares import assign, resolve_languages, share_out
@@ -50,7 +50,7 @@ class PartPlan:
     places: array[int] | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
-    pool: dict[str, list[Caption]] = field(default_factory=dict)
+    pools: dict[str, Pool] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -68,11 +68,9 @@ class PartPlan:
 
     def chosen_samples(self) -> Iterator[tuple[int, Sample]]:
         """Read the raw file again; the chosen samples, numbered from 0."""
-        number = 0
-        for is_chosen, sample in zip(self.chosen, self.samples(), strict=True):
-            if is_chosen:
-                yield number, sample
-                number += 1
+        end = self.chosen.rfind(1) + 1  # what is behind the last one need not be read again
+        chosen = (sample for is_chosen, sample in zip(self.chosen[:end], self.samples(), strict=False) if is_chosen)
+        return enumerate(chosen)
 
 
 @dataclass
@@ -206,18 +204,16 @@ def _survey(part: PartPlan, plan: MixPlan, root: Path, on_progress: Progress) ->
             part.answers.update([sample.fields["answer"]] if part.part.translate_answers else [])
             if part.part.kind == "matching":
                 seen[language] += 1
-                caption = Caption(sample.fields["caption"], sample.images[0])
-                _keep_some(part.pool.setdefault(language, []), caption, seen[language], rng)
+                _keep_some(part.pools.setdefault(language, Pool()), sample, seen[language], rng)
         if number % 1000 == 0:
             on_progress(f"reading {part.name}", number, None)
 
 
-def _keep_some(pool: list[Caption], caption: Caption, number: int, rng: Random) -> None:
+def _keep_some(pool: Pool, sample: Sample, number: int, rng: Random) -> None:
     """Keep ``POOL`` of all captions, each as likely (reservoir sampling); ``number`` counts them from 1."""
-    if len(pool) < POOL:
-        pool.append(caption)
-    elif (place := rng.randrange(number)) < POOL:
-        pool[place] = caption
+    place = number - 1 if number <= POOL else rng.randrange(number)
+    if place < POOL:
+        pool.put(place, sample.fields["caption"], sample.images[0])
 
 
 def _choose(part: PartPlan, settings: MixSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,7 +36,7 @@ def name_picture(part: PartSettings, name: str, where: str) -> str:
             raise SettingsError(
                 f"image_name: '{part.image_name}' cannot be filled in with '{stem}': {error}", "image_name"
             ) from error
-    path = PurePosixPath(part.images) / name
-    if path.is_absolute() or ".." in path.parts:
+    path = posixpath.join(part.images, name)
+    if path.startswith("/") or ".." in path.split("/"):
         raise DataError(f"{where}: the picture '{path}' is outside of the mixture's folder of pictures.")
-    return path.as_posix()
+    return posixpath.normpath(path)
