@@ -25,7 +25,8 @@ class Batch:
     - ``image_slots`` (B, L) bool, true where an image token goes; each picture takes T slots in a row.
     - ``images_per_row`` (B,) int64, pictures of each row; sums to N.
     - ``pixel_values`` (N, 3, H, W) float, normalised, or uint8, which the vision tower normalises, **or**
-      ``image_features`` (N, S, C), the output of a frozen vision tower computed beforehand (S positions, C channels). Both ``None`` when the batch has no picture.
+      ``image_features`` (N, S, C), the output of a frozen vision tower computed beforehand (S positions, C channels).
+      Both ``None`` when the batch has no picture.
     - ``features_from``: what of the model the features have behind them: the tower, or with ``connector.read`` also all
       of the connector but its last linear layer, and then they are (N, T, hidden size of the Q-Former).
     - ``connector_ids``, ``connector_mask`` (N, Lq) int64: what is asked about each picture, in the ids of the tokenizer

@@ -86,13 +86,13 @@ def _run(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> l
     from sightbridge.training.run import run_recipe
 
     recipe = loaded.recipe
-    evaluate = None
-    if isinstance(recipe, Recipe) and recipe.evaluation.metrics:
 
-        def evaluate(model: Any, processor: Any, records: Any, step: int) -> dict[str, float]:
-            return measure_answers(model, processor, records, recipe.evaluation, recipe.generation)
+    def evaluate(model: Any, processor: Any, records: Any, step: int) -> dict[str, float]:
+        assert isinstance(recipe, Recipe), "only these answer"
+        return measure_answers(model, processor, records, recipe.evaluation, recipe.generation)
 
-    return run_recipe(loaded, folder, overwrite=overwrite, resume=resume, evaluate=evaluate, console=console())
+    hook = evaluate if isinstance(recipe, Recipe) and recipe.evaluation.metrics else None
+    return run_recipe(loaded, folder, overwrite=overwrite, resume=resume, evaluate=hook, console=console())
 
 
 def _train_chain(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> None:

@@ -31,8 +31,8 @@ DECODER_START = "[DEC]"
 class CaptionRow:
     """A record made ready.
 
-    Its picture is there as ``pixels`` (3, H, W), or as ``features`` (S, C) if it was encoded beforehand; rows with equal
-    ``view`` have equal ones. ``image_id`` is equal for equal pictures throughout the data.
+    Its picture is there as ``pixels`` (3, H, W), or as ``features`` (S, C) if it was encoded beforehand; rows with
+    equal ``view`` have equal ones. ``image_id`` is equal for equal pictures throughout the data.
     """
 
     id: str

@@ -16,11 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sightbridge.config.qformer_recipe import ModelRecipe
@@ -64,7 +69,7 @@ def use_launcher(accelerator: Accelerator) -> Accelerator:
             # accelerate copies this one over the other whenever anything asks for its state
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if uses_deepspeed(accelerator):
-        accelerator.state.deepspeed_plugin.dschf = None
+        _deepspeed_plugin(accelerator).dschf = None
         unset_hf_deepspeed_config()
     return accelerator
 
@@ -87,8 +92,14 @@ def launcher_options(no_gpu: bool) -> dict[str, Any]:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether a process holds but a slice of the weights."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return accelerator.state.deepspeed_plugin.zero_stage == 3
+        return _deepspeed_plugin(accelerator).zero_stage == 3
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+def _deepspeed_plugin(accelerator: Accelerator) -> DeepSpeedPlugin:
+    plugin = accelerator.state.deepspeed_plugin
+    assert plugin is not None, "DeepSpeed is in use"
+    return plugin
 
 
 def uses_deepspeed(accelerator: Accelerator) -> bool:
@@ -127,7 +138,8 @@ def prepare(
     if accelerator.is_fsdp2:
         _tell_fsdp(accelerator, model)
     if not is_sharded(accelerator):
-        return Prepared(*accelerator.prepare(model, optimizer), None)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        return Prepared(model, optimizer, None)
 
     skeleton = _skeleton(model)
     model.lockstep = True  # type: ignore[assignment] - see VisionLanguageModel
@@ -270,7 +282,7 @@ def _tell_deepspeed(accelerator: Accelerator, training: TrainingSettings, optim:
             "compute in float32; use the fsdp2 or ddp launcher, or remove the setting",
             key=f"training.parts.{in_fp32[0]}.fp32",
         )
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config = _deepspeed_plugin(accelerator).deepspeed_config
     config["train_micro_batch_size_per_gpu"] = training.batch_size
     config["gradient_accumulation_steps"] = 1
     config["gradient_clipping"] = optim.clip_norm or 0.0  # 0 = none
@@ -282,6 +294,7 @@ def _tell_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
     FSDP2's own mixed precision would hand float32 parts weights in bf16.
     """
     plugin = accelerator.state.fsdp_plugin
+    assert plugin is not None, "FSDP is in use"
     plugin.mixed_precision_policy = None
     if plugin.transformer_cls_names_to_wrap is None:
         names = set()

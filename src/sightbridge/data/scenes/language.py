@@ -261,7 +261,7 @@ def questions(
     asked: dict[str, Question] = {}
     order = list(types)
     rng.shuffle(order)
-    for attempt in range(3 * n):
+    for attempt in range(max(3 * n, len(order))):  # some types may ask nothing about this scene
         made = question(scene, order[attempt % len(order)], code, rng, about=about, avoid=avoid)
         if made is not None:
             asked.setdefault(made.text, made)
