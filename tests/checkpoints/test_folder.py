@@ -300,6 +300,7 @@ def test_a_missing_file_is_named(saved, name):
         (lambda m: m.update(format_version=2), "format version 2 is newer than 1.*Update sightbridge"),
         (lambda m: m.update(format="other"), "not the manifest of a model"),
         (lambda m: m.update(unknown=1), "damaged at 'unknown'"),
+        (lambda m: m.update(kind=["generation"]), "damaged at 'kind'"),
         (
             lambda m: m["settings"]["connector"].pop("kind") and m["settings"].pop("prompt"),
             "damaged at 'settings.prompt'",
@@ -323,8 +324,9 @@ def test_an_edited_manifest_is_noticed(saved, change, message):
         load_model(saved)
 
 
-def test_a_broken_manifest(saved):
-    (saved / "sightbridge.json").write_text('{"format":')
+@pytest.mark.parametrize("text", ['{"format":', "[" * 100_000])
+def test_a_broken_manifest(saved, text):
+    (saved / "sightbridge.json").write_text(text)
     with pytest.raises(CheckpointError, match="manifest is damaged"):
         load_model(saved)
 

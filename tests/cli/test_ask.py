@@ -57,10 +57,10 @@ def test_system_text_reaches_the_prompt(
     assert systems == ["", "Answer in German."]
 
 
-def huge_png(picture: Path) -> bytes:
-    """The picture with a header that says it has 30000 x 30000 pixels."""
+def huge_png(picture: Path, side: int) -> bytes:
+    """The picture with a header that says it has ``side`` x ``side`` pixels."""
     data = picture.read_bytes()
-    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + data[24:29]
+    header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
@@ -68,12 +68,14 @@ def test_bad_pictures(workplace: Workplace, tmp_path: Path, capsys: pytest.Captu
     good = workplace.picture
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:150])
-    (tmp_path / "huge.png").write_bytes(huge_png(good))
+    (tmp_path / "huge.png").write_bytes(huge_png(good, 30_000))
+    (tmp_path / "large.png").write_bytes(huge_png(good, 11_000))  # Pillow would warn, and open it
     expected = {
         "missing.png": "no such picture file",
         "text.png": "not a picture in a supported format",
         "cut.png": "truncated or damaged",
         "huge.png": "limit",
+        "large.png": "limit",
     }
     for name, message in expected.items():
         assert run_command("ask", workplace.model, good, tmp_path / name, QUESTION) == 1
@@ -107,7 +109,8 @@ def test_bad_models(workplace: Workplace, tmp_path: Path, capsys: pytest.Capture
     [
         (["{picture}", "{picture}"], "the last word is the question"),
         (["{picture}", "<image><image> Which?"], "it has 1 picture(s), but its turns hold 2"),
-        (["{picture}", "What?", "--beams", "2", "--sample"], "choose one: 'sample' draws tokens"),
+        (["{picture}", "What?", "--beams", "2", "--sample"], "error: option: choose one: 'sample' draws tokens"),
+        (["{picture}", "What?", "--sample", "--seed", str(2**64)], "seed: expected a number below"),
         (["{picture}", "What?", "--top-p", "1.5"], "top_p: expected a number of at most 1"),
         (["{picture}", "What?", "--source", "vision_tower"], "--source: expected PART=FOLDER"),
         (["{picture}", "What?", "--source", "vision_tower=here"], "'vision_tower' is not a referenced part"),

@@ -62,11 +62,11 @@ def test_every_verb_has_help_with_an_example(name: str, capsys: pytest.CaptureFi
 
 
 def test_a_users_mistake_is_one_line(verb, capsys: pytest.CaptureFixture[str]) -> None:
-    verb(DataError("train.json, row 3: [brackets] are kept, and the line is not broken " + "x" * 200))
+    verb(DataError("train.json, row 3: [brackets] and :x: are kept, and the line is not broken " + "x" * 200))
     assert exit_status(["fail"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"error: train.json, row 3: [brackets] are kept, and the line is not broken {'x' * 200}\n"
+    assert err == f"error: train.json, row 3: [brackets] and :x: are kept, and the line is not broken {'x' * 200}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "fail"], ["fail", "--debug"]])

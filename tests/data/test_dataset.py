@@ -184,15 +184,16 @@ def test_check_images_finds_missing_files_without_opening_any(tmp_path):
         record("2"),
         record("3", "data:image/png;base64,AAAA"),
         record("4", str(tmp_path / "missing.png")),
+        record("5", tmp_path / ("too long" * 1000)),
     ]
-    found = check_images(data)
-    assert [sample.id for sample in found] == ["1", "4"]
+    *found, too_long = check_images(data)
+    assert [sample.id for sample in found] == ["1", "4"] and too_long.id == "5"
     assert str(tmp_path / "missing.png") in found[0].reason
-    bad = BadSamples(len(data), limit=0.4, path=tmp_path / "bad.jsonl")
+    bad = BadSamples(len(data), limit=0.35, path=tmp_path / "bad.jsonl")
     bad.add(found)
     bad.add(found)
     assert len(bad.samples) == 2
-    with pytest.raises(DataError, match=r"3 of 5 records.*40.00%"):
+    with pytest.raises(DataError, match=r"3 of 6 records.*35.00%"):
         bad.add([BadSample("9", "rows.json, row 9", "broken")])
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
 

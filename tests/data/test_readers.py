@@ -107,6 +107,10 @@ def test_wrong_llava_rows(tmp_path, row, message):
         ("", "holds no rows"),
         ("[]", "holds no rows"),
         ("\n \n", "holds no rows"),
+        ("[" * 100_000, "line 1, column 2: broken JSON: maximum recursion depth"),
+        ('{"id": ' + "[" * 100_000, "line 1: broken JSON: maximum recursion depth"),
+        ('[{"id": ' + "9" * 5000 + "}]", "line 1, column 2: broken JSON: Exceeds the limit"),
+        ('{"id": ' + "9" * 5000 + "}", "line 1: broken JSON: Exceeds the limit"),
     ],
 )
 def test_broken_files(tmp_path, text, message):

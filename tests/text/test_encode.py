@@ -268,6 +268,13 @@ def test_length_limit_never_cuts_a_prompt() -> None:
         encode(rendered, tokenizer_named("bpe"), 1, max_length=5)
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "not \udce9 UTF-8", "</s>\ud83d"])
+def test_half_a_character_is_refused(text: str) -> None:
+    rendered = render(load_template("vicuna_v1"), turns_of(text, "yes"), record_id="r7")
+    with pytest.raises(DataError, match=r"record 'r7': the text .* holds half a character \('.ud"):
+        encode(rendered, tokenizer_named("bpe"), 1)
+
+
 def test_a_row_without_a_target_is_an_error() -> None:
     bpe = tokenizer_named("bpe")
     with pytest.raises(NoTargetError, match="record 'r7': nothing to learn in it: it has no answer"):

@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> AnyManifest:
         raise CheckpointError(_say_what_it_is(folder))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is damaged: {error}. Restore it from a copy.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the manifest of a model: expected 'format': '{FORMAT}'.")
@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> AnyManifest:
             "Update sightbridge."
         )
     kind = content.get("kind", "generation")
-    if kind not in KINDS:
+    if kind not in tuple(KINDS):  # a damaged one may be a list
         raise CheckpointError(f"{path}: the manifest is damaged at 'kind': {kind!r} is none of {', '.join(KINDS)}.")
     try:
         return _with_inner_sources(KINDS[kind].model_validate(content), folder)

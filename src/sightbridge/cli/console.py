@@ -22,7 +22,7 @@ def use_utf8() -> None:
 
 def console(stderr: bool = False) -> Console:
     """A console for stdout (results) or stderr (progress and messages)."""
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, emoji=False)  # ':x:' in a path or a text is no picture of a cross
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
@@ -36,7 +36,7 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 def wide_console() -> Console:
     """A console for stdout at the terminal's width; without a terminal no line is broken."""
     out = console()
-    return out if out.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    return out if out.is_terminal else Console(highlight=False, emoji=False, width=PIPE_WIDTH)
 
 
 def show_table(table: Table) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Typer itself ends quietly when it is interrupted or when the reader of a pipe has seen enough.
     """
     use_utf8()
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # pictures have bounds of our own
     arguments, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
     try:
         build_app()(args=arguments, prog_name="sightbridge")

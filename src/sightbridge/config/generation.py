@@ -26,7 +26,7 @@ class GenerationSettings(Settings):
     )
     top_k: int = Field(default=0, ge=0, description="sampling: from so many likeliest tokens; 0 = no limit")
     repetition_penalty: float = Field(default=1.0, gt=0, description="above 1 makes tokens already written less likely")
-    seed: int | None = Field(default=None, description="of sampling")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="of sampling")
     stop: list[str] = Field(default_factory=list, description="an answer ends before the first of these texts")
 
     @model_validator(mode="after")

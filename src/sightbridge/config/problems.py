@@ -68,7 +68,7 @@ def validate(root: type[AnySettings], tree: Given) -> AnySettings:
         return root.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
         problems = find_problems(root, tree, error)
-    lines = [f"{origin(tree, problem.path)}: {problem.key}: {problem.text}" for problem in problems]
+    lines = [": ".join(filter(None, (origin(tree, p.path), p.key, p.text))) for p in problems]
     if len(lines) == 1:
         raise SettingsError(lines[0], problems[0].key)
     raise SettingsError("\n  ".join([f"{len(lines)} problems in the settings", *lines]), problems[0].key)

@@ -91,5 +91,8 @@ def _is_missing(source: ImageSource, exists: dict[str, bool]) -> bool:
         return False
     name = str(source)
     if name not in exists:
-        exists[name] = Path(name).is_file()
+        try:
+            exists[name] = Path(name).is_file()
+        except OSError:  # a name longer than the file system takes
+            exists[name] = False
     return not exists[name]

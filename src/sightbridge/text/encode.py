@@ -169,6 +169,8 @@ class _RowEncoder:
         """Tokens of neighbouring pieces of text, which are tokenised together unless one is to be apart."""
         tokens: list[_Token] = []
         control = _control_tokens(self.tokenizer)
+        for piece in pieces:
+            _check_unicode(piece.text or "", self.where)
         for chunk in _chunks([_keep_literal(piece, control) for piece in pieces]):
             if control.named_in(chunk[0]):
                 ids = self.literal_ids(chunk[0].text or "", control)
@@ -214,6 +216,17 @@ class _RowEncoder:
             partial = -lost % len(self.image)  # slots left of a picture that the cut went through
             body = body[: len(body) - partial]
         return body + keep, len(tokens) - len(body) - len(keep)
+
+
+def _check_unicode(text: str, where: str) -> None:
+    """Raise ``DataError`` for half a character, as JSON's ``"\\ud83d"`` or a word in no UTF-8 leave one in a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: the text {text[:80]!r} holds half a character ({ascii(text[error.start])}), which no tokenizer "
+            "reads. Replace it, or write the text as UTF-8."
+        ) from error
 
 
 class _ControlTokens(NamedTuple):

@@ -110,6 +110,8 @@ class _Elements:
             except json.JSONDecodeError as error:
                 if self.is_all:
                     raise self._broken(error.msg, error.pos) from error
+            except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+                raise self._broken(str(error), self.place) from error
             else:
                 if self.is_all or self.window[end : end + 1] in AFTER_ELEMENT:  # else a number may go on
                     self.place = end
@@ -153,6 +155,8 @@ def _line_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, str, Any
                 f"{where}, column {error.colno}: broken JSON: {error.msg}. Expected a JSON list of objects, or one "
                 "object per line."
             ) from error
+        except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+            raise DataError(f"{where}: broken JSON: {error}.") from error
 
 
 def take(row: Row, key: str, types: tuple[type, ...], where: str, expected: str) -> Any:
