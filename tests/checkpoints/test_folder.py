@@ -306,6 +306,8 @@ def test_a_missing_file_is_named(saved, name):
             "damaged at 'settings.prompt'",
         ),
         (lambda m: m["parts"].pop("connector"), "expected the parts"),
+        (lambda m: m["parts"]["connector"].update(file=None), "the weights of the connector have no file"),
+        (lambda m: m["parts"]["language_model"].update(dtype="load"), "damaged at 'parts.language_model.dtype'"),
         (lambda m: m["parts"]["connector"].update(file="../m/connector.safetensors"), "not the name of a file inside"),
         (lambda m: m["parts"]["connector"].update(file="/etc/passwd"), "not the name of a file inside"),
         (lambda m: m["tokenizer_files"].update({"../../x": "0"}), "not the name of a file inside"),

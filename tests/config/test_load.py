@@ -106,6 +106,10 @@ def test_numbers_inside_free_settings_are_numbers(minimal: Path) -> None:
         ("optim.warmup_ratio=1", "override 1: optim.warmup_ratio: expected a number below 1, got 1"),
         ("training.steps=1e3", "override 1: training.steps: expected a whole number, got 1000.0"),
         ("training.steps=true", "override 1: training.steps: expected a whole number, got true"),
+        (
+            f"training.seed={2**63}",
+            "override 1: training.seed: expected a number below 9.22337e+18, got 9223372036854775808",
+        ),
         ("training.tensorboard=1", "override 1: training.tensorboard: expected true or false, got 1"),
         ("data.root=1", "override 1: data.root: expected text, got 1"),
         ("optim=3", "override 1: optim: expected a group of settings, got 3"),

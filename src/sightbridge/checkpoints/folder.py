@@ -32,6 +32,7 @@ from sightbridge.checkpoints.manifest import (
     CONNECTOR_TOKENIZER,
     LANGUAGE_MODEL,
     MANIFEST,
+    PARTS,
     TOKENIZER,
     AdapterEntry,
     AnyManifest,
@@ -61,7 +62,6 @@ FIRST_STAGE = (
     "holds a Q-Former of BLIP-2's first stage, which has no language model to answer with. Start a second stage from "
     "it: training.init_from=FOLDER."
 )
-ALL_PARTS = ("vision_tower", "connector", "language_model", "qformer")
 
 NOT_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """What a Hugging Face configuration says about its file, not about its model."""
@@ -237,7 +237,7 @@ def _check_replaceable(target: Path) -> None:
         LANGUAGE_MODEL,
         TOKENIZER,
         CONNECTOR_TOKENIZER,
-        *(f"{name}.safetensors" for name in ALL_PARTS),
+        *(f"{name}.safetensors" for name in PARTS),
     }
     if names and (MANIFEST not in names or names - ours):
         others = ", ".join(sorted(names - ours)[:3])
@@ -317,11 +317,6 @@ def _settings_with(manifest: AnyManifest, sources: Mapping[str, str]) -> AnyMode
 
 def check_files(folder: Path, manifest: AnyManifest) -> None:
     """Compare every stored file with its hash."""
-    names = part_names(manifest.settings)
-    if set(manifest.parts) != set(names):
-        raise CheckpointError(
-            f"{folder / MANIFEST}: expected the parts {', '.join(names)}, got {', '.join(manifest.parts)}."
-        )
     hashes = {f"{TOKENIZER}/{name}": sha256 for name, sha256 in manifest.tokenizer_files.items()}
     hashes |= {f"{CONNECTOR_TOKENIZER}/{name}": sha256 for name, sha256 in manifest.connector_tokenizer_files.items()}
     if isinstance(manifest, Manifest) and manifest.adapter:

@@ -26,6 +26,8 @@ LANGUAGE_MODEL = "language_model"
 FORMAT = "sightbridge-model"
 FORMAT_VERSION = 1
 """Grows whenever an older release could not read the folder rightly."""
+PARTS = ("vision_tower", "connector", "qformer", "language_model")
+"""Names of parts; a model has those that its settings have."""
 
 
 class PartEntry(Settings):
@@ -36,7 +38,7 @@ class PartEntry(Settings):
     source: str | None = Field(description="where the weights came from; null = they began as random ones")
     trained: bool = Field(description="whether they changed since")
     parameters: int
-    dtype: str
+    dtype: Literal["float32", "float16", "bfloat16", "float64"]
     fingerprint: str = Field(description="hash of samples of the weights, see checkpoints.weights.fingerprint")
     only: list[str] = Field(default_factory=list, description="submodules that 'file' holds; empty = all of the part")
     rest: list[str] = Field(
@@ -66,6 +68,16 @@ class BaseManifest(Settings):
     tokens_per_image: int
     versions: dict[str, str] = Field(description="of the libraries that wrote the folder")
     provenance: dict[str, Any] = Field(default_factory=dict, description="free notes: recipe, steps, data, ...")
+
+    @model_validator(mode="after")
+    def _parts_of_the_settings(self) -> BaseManifest:
+        names = [name for name in PARTS if hasattr(self.settings, name)]
+        if set(self.parts) != set(names):
+            raise ValueError(f"expected the parts {', '.join(names)}, got {', '.join(self.parts) or '-'}")
+        for name, entry in self.parts.items():
+            if not entry.file and not hasattr(getattr(self.settings, name), "source"):
+                raise ValueError(f"the weights of the {name} have no file")
+        return self
 
 
 class Manifest(BaseManifest):
@@ -129,7 +141,9 @@ def read_manifest(folder: Path) -> AnyManifest:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: the manifest is damaged at '{key}': {first['msg']}.") from error
+        where = f" at '{key}'" if key else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path}: the manifest is damaged{where}: {message}.") from error
 
 
 def _with_inner_sources(manifest: AnyManifest, folder: Path) -> AnyManifest:

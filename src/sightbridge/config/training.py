@@ -107,7 +107,7 @@ class TrainingSettings(Settings):
     precision: Precision = Field(
         default="fp32", description="bf16, fp16 = autocast around the forward pass; fp16 scales the loss"
     )
-    seed: int = Field(default=42, ge=0, description="of weights, data order and augmentation")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="of weights, data order and augmentation")
     log_every: int = Field(default=10, ge=1, description="optimiser steps between lines in the log")
     evaluate_every: int | None = Field(
         default=None, ge=1, description="optimiser steps between evaluations; null = at the end"

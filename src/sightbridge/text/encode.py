@@ -224,7 +224,7 @@ def _check_unicode(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: the text {text[:80]!r} holds half a character ({ascii(text[error.start])}), which no tokenizer "
+            f"{where}: the text {text[:80]!r} holds half a character ({text[error.start]!a}), which no tokenizer "
             "reads. Replace it, or write the text as UTF-8."
         ) from error
 
