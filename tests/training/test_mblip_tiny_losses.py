@@ -39,9 +39,7 @@ MIXED = ("data.train.0.skip=0", "data.train.0.limit=30", "data.validation.0.limi
 def draw(folder: Path) -> Path:
     scenes = folder / "scenes"
     write_scenes(scenes, ScenesSettings(train=12, test=4, size=48))
-    without = [f"parts.{part}=null" for part in ("matching", "vqa", "vqg", "questions", "statements")]
-    for name, overrides in (("mblip_captions", without), ("mblip_train", [])):
-        write_mix(plan_mix(read_mix("scenes", [f"root={scenes}", *overrides])), scenes / f"{name}.json")
+    write_mix(plan_mix(read_mix("scenes", [f"root={scenes}"])), scenes / "mblip_train.json")
     return scenes
 
 

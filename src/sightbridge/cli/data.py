@@ -25,6 +25,8 @@ FILES = {
     "regions_test": ("", "boxes, and a phrase for each"),
     "vqa_train": ("vqa", "a question a row, as in LAVIS"),
     "vqa_test": ("vqa", "the same, two a picture"),
+    "descriptions_train": ("llava", "the captions, each asked for in its language"),
+    "descriptions_test": ("llava", "the same, on other pictures"),
     "pairs_train": ("mblip", "two pictures a row, and a statement about one of them"),
     "pairs_test": ("mblip", "the same, on other pictures"),
     "chats_train": ("minigpt4qwen", "the conversations of train.json"),

@@ -33,7 +33,10 @@ def written(request, tmp_path_factory):
     return folder, counts, request.param
 
 
-@pytest.mark.parametrize("name", ["train", "test", "test_new", "statements_train", "statements_test"])
+@pytest.mark.parametrize(
+    "name",
+    ["train", "test", "test_new", "statements_train", "statements_test", "descriptions_train", "descriptions_test"],
+)
 def test_conversations_are_read(written, name):
     folder, counts, _ = written
     records = list(READERS["llava"](folder / f"{name}.json", folder))
@@ -44,7 +47,8 @@ def test_conversations_are_read(written, name):
         assert record.turns[0].text.startswith("<image>\n")
         assert [turn.role for turn in record.turns] == ["user", "assistant"] * (len(record.turns) // 2)
         assert len(record.turns) == 2 or name == "train"
-    types = {"statement"} if "statements" in name else {"colour", "shape", "count", "position", "existence"}
+    questions = {"colour", "shape", "count", "position", "existence"}
+    types = {"statement"} if "statements" in name else {"description"} if "descriptions" in name else questions
     assert {record.meta["type"] for record in records} <= types
     assert load_image(records[0].images[0]).size == (32, 32)
 

@@ -36,6 +36,8 @@ ANNOTATIONS = (
     "regions_test",
     "vqa_train",
     "vqa_test",
+    "descriptions_train",
+    "descriptions_test",
     "pairs_train",
     "pairs_test",
     "chats_train",
@@ -78,6 +80,7 @@ def write_scenes(
     - ``vqa_train.json``, ``vqa_test.json``: LAVIS' VQA rows, one question each.
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
+    - ``descriptions_train.json``, ``descriptions_test.json``: the captions again, each asked for in its language.
     - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
     - ``chats_train.json``, ``chats_test.json``: what ``train.json`` and ``test.json`` hold, as MiniGPT4Qwen's rows.
     - ``videos_train.json``, ``videos_test.json``: MiniGPT4Qwen's rows about folders of frames, fewer than pictures.
@@ -119,6 +122,7 @@ def write_scenes(
     }
     for part, chosen in (("train", train), ("test", test)):
         rows[f"captions_{part}"] = [_caption_row(p, part) for p in chosen]
+        rows[f"descriptions_{part}"] = [_description_row(p) for p in chosen]
         rows[f"statements_{part}"] = [_statement_row(p, rng, avoid=new) for p in chosen]
     rows["regions_test"] = [_region_row(p) for p in test]
     rows |= _rows_of_other_systems(folder, settings, {"train": train, "test": test}, rows, new)
@@ -194,6 +198,14 @@ def _caption_row(picture: _Picture, part: str) -> dict[str, Any]:
         "language": picture.language,
         "prompt": caption_prompt(random.Random(picture.scene.seed), picture.language),
     }
+
+
+def _description_row(picture: _Picture) -> dict[str, Any]:
+    prompt = caption_prompt(random.Random(picture.scene.seed), picture.language)
+    said = caption(picture.scene, picture.language)
+    turns = [{"from": "human", "value": f"<image>\n{prompt}"}, {"from": "gpt", "value": said}]
+    row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-description", "image": picture.file}
+    return row | {"conversations": turns, "language": picture.language, "type": "description"}
 
 
 def _statement_row(picture: _Picture, rng: random.Random, avoid: frozenset[Pair]) -> dict[str, Any]:
