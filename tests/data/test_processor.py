@@ -1,5 +1,8 @@
 """The processor: rows do not depend on their neighbours, and a batch says what its documentation says."""
 
+import io
+import json
+
 import pytest
 import torch
 
@@ -203,5 +206,15 @@ def test_tokenizers_open_and_pad_without_growing(tmp_path):
     with pytest.raises(CheckpointError, match="cannot open a tokenizer in"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{broken")
-    with pytest.raises(CheckpointError, match="cannot open a tokenizer in"):
+    with pytest.raises(CheckpointError, match=r"cannot open a tokenizer in .* as language_model\.tokenizer\.$"):
         load_tokenizer(tmp_path)
+
+
+def test_code_in_a_tokenizers_folder_is_never_run(tmp_path, monkeypatch):
+    code = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(code))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 5))
+    with pytest.raises(CheckpointError, match=r"cannot open a tokenizer in .* contains custom code"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()

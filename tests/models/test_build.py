@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import pytest
 import torch
 import transformers
@@ -135,3 +138,15 @@ def test_connector_fits_between_tower_and_language_model() -> None:
     assert model.connector.layers[0].in_features == 64
     assert model.connector.layers[2].out_features == model.language_model.width == 20
     assert model.tokens_per_image == model.vision_tower.positions == 4
+
+
+@pytest.mark.parametrize("part", ["language_model", "vision_tower"])
+def test_code_in_a_models_folder_is_never_run(part, tmp_path, monkeypatch):
+    names = dict.fromkeys(["AutoConfig", "AutoModel", "AutoModelForCausalLM"], "evil.Evil")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 5))
+    settings = {"language_model": LanguageModelSettings, "vision_tower": VisionTowerSettings}[part]
+    with pytest.raises(CheckpointError, match="contains custom code"):
+        build_module.find_config(settings(source=str(tmp_path)), part)
+    assert not (tmp_path / "ran").exists()

@@ -160,9 +160,9 @@ def _new_folder(out: str | Path) -> Path:
 
 def _load_language_model(folder: Path) -> Any:
     with telling_what_is_missing(str(folder), "language_model"), quiet_transformers():
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return auto_class.from_pretrained(folder, dtype="auto").eval()
+        return auto_class.from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
 
 
 @torch.no_grad()

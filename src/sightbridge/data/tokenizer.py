@@ -23,12 +23,12 @@ def load_tokenizer(source: str | Path, legacy: bool | None = None, setting: str 
 
     options = {} if legacy is None else {"legacy": legacy}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"cannot open a tokenizer in '{source}': {reason} Give a folder with the tokenizer's files "
-            "(tokenizer.json, or a SentencePiece model with its tokenizer_config.json) as {setting}."
+            f"cannot open a tokenizer in '{source}': {reason.rstrip('.')}. Give a folder with the tokenizer's "
+            f"files (tokenizer.json, or a SentencePiece model with its tokenizer_config.json) as {setting}."
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

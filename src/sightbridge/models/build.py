@@ -111,7 +111,7 @@ def find_config(settings: PartSource, part: str) -> Any:
         return make_config(settings.config or {}, part)
     source = resolve_source(settings.source)
     with telling_what_is_missing(source, part):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if part == "vision_tower":
         config = getattr(config, "vision_config", config)  # a whole CLIP, SigLIP or BLIP-2 has one inside
     check_keys(settings.override, config, f"model.{part}.override")
@@ -159,7 +159,12 @@ def make_part(settings: PartSource, config: Any, auto_class: Any, part: str) -> 
     source = resolve_source(settings.source)
     with telling_what_is_missing(source, part), quiet_transformers():
         model, report = auto_class.from_pretrained(
-            source, config=config, dtype=dtype, output_loading_info=True, key_mapping=KEY_MAPPINGS.get(part)
+            source,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            key_mapping=KEY_MAPPINGS.get(part),
+            trust_remote_code=False,  # left open, transformers asks on the terminal, and a pipe may answer "y"
         )
     missing = sorted(key for key in report["missing_keys"] if key.split(".")[0] not in POOLERS)
     if missing:

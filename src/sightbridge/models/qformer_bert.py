@@ -89,7 +89,7 @@ def check_bert(qformer: QFormerForPretraining, source: str) -> str:
     """Return where the BERT lies, after a look at its configuration alone; errors as ``load_bert``."""
     source = resolve_source(source)
     with telling_what_is_missing(source, "qformer"):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_sizes(qformer, config, source)
     return source
 

@@ -103,7 +103,7 @@ class ModelTranslator(Translator):
         self.path = path
         self.source = source
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise SettingsError(
                 f"translator.path: {path} is no folder of a translation model: {str(error).splitlines()[0]}",
@@ -189,7 +189,7 @@ class ModelTranslator(Translator):
             device = self.settings.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = AutoModelForSeq2SeqLM.from_pretrained(self.path, local_files_only=True)
+            model = AutoModelForSeq2SeqLM.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             self._model = model.eval().to(device)
         return self._model
 
