@@ -111,3 +111,12 @@ def test_mistakes_are_one_line(
         assert message in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
     assert (tmp_path / "there").read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sightbridge.cli.features._extract", lambda *_: pytest.fail("the model was loaded"))
+    for out, flags in ((tmp_path / "nowhere" / "f.safetensors", []), (tmp_path, ["--overwrite"])):
+        assert run_command("features", workplace.model, workplace.picture, "--out", out, *flags) == 1
+        assert capsys.readouterr().err == f"error: --out: cannot write a file at {out}\n"

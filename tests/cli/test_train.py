@@ -274,6 +274,28 @@ def test_a_folder_of_something_else_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("file", "{}/file: is a file, expected the folder"),
+        ("file/run", "{}/file: is a file, expected the folder"),
+        ("long" * 100, "cannot be made (File name too long); choose another folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_built(
+    out: str,
+    message: str,
+    workplace: Workplace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sightbridge.training.run.build_start", lambda *_: pytest.fail("weights were loaded"))
+    assert run_command("train", "tiny/random", *workplace.overrides, "--out", tmp_path / out) == 1
+    assert message.format(tmp_path) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("parent", ["vision", "language"])
 def test_parents_go_to_their_own_trainers(
     parent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -135,6 +135,8 @@ def test_keys_of_pictures_tell_them_apart(tmp_path):
         ([("a.jpg", b"x")], r"sample 'a': expected one of 'conversations', .* 'text'. The row has: -"),
         ([("a.txt", b"A")], "sample 'a': has no picture"),
         ([("a.jpg", b"x"), ("a.json", b"{")], "sample 'a', 'json', line 1: broken JSON"),
+        ([("a.jpg", b"x"), ("a.json", b"[" * 100_000)], "sample 'a', 'json': broken JSON: maximum recursion depth"),
+        ([("a.jpg", b"x"), ("a.json", b"9" * 5000)], "sample 'a', 'json': broken JSON: Exceeds the limit"),
         ([("a.jpg", b"x"), ("a.json", b"[]")], "'json': expected an object"),
         ([("a.jpg", b"x"), ("a.txt", b"\xff")], "sample 'a', 'txt': is not UTF-8"),
         ([("a.jpg", b"x"), ("a.json", conversation("What?", "That."))], "pictures in 'image' is 1"),
@@ -231,6 +233,11 @@ def test_patterns(tmp_path, pattern, names):
     for name in reversed(names):
         (tmp_path / f"{name}.tar").touch()
     assert expand_pattern(tmp_path / pattern) == [Path(tmp_path / f"{name}.tar") for name in names]
+
+
+def test_a_pattern_of_too_many_names_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"\{0\.\.99999999999\} names more than 1,000,000 files"):
+        expand_pattern(tmp_path / "{0..99999999999}.tar")
 
 
 def test_pixels_survive(tmp_path):

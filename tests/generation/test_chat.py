@@ -145,6 +145,12 @@ def test_a_question_too_long_by_itself(kind: str) -> None:
     assert chat.ask("What?") is not None
 
 
+def test_a_context_of_one_token_holds_no_question() -> None:
+    chat = make_chat(context=1, settings=None)
+    with pytest.raises(DataError, match=r"there is room for 0 \(context 1, answer 1\)"):
+        chat.stream("What is it?")
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("said_before", [0, 2])
 def test_a_stopped_answer_is_kept_as_far_as_it_was_said(beams: int, said_before: int) -> None:

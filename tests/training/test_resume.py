@@ -17,7 +17,7 @@ from sightbridge.config.training import TrainingSettings
 from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.models.lora import add_lora
 from sightbridge.models.parts import set_trainable
-from sightbridge.training.checkpoints import Checkpoints, find_checkpoint
+from sightbridge.training.checkpoints import Checkpoints, _hash, find_checkpoint
 from sightbridge.training.loop import make_accelerator, train, with_accumulation
 from sightbridge.training.resume import changed_settings, resume_from
 from sightbridge.training.state import OPTIMIZER
@@ -202,6 +202,13 @@ def test_a_value_that_is_no_number_is_null_in_the_log(tmp_path):
     assert '"score": null' in (tmp_path / "log.jsonl").read_text()
 
 
+def rewrite_state(checkpoint, **changes):
+    """Change what a checkpoint says, as if it had been written so."""
+    state = json.loads((checkpoint / "state.json").read_text()) | changes
+    del state["sha256"]
+    (checkpoint / "state.json").write_text(json.dumps(state | {"sha256": _hash(state)}))
+
+
 def test_a_damaged_checkpoint_is_passed_over(straight, tmp_path):
     with pytest.raises(KilledError):
         go(tmp_path, 11)
@@ -213,6 +220,13 @@ def test_a_damaged_checkpoint_is_passed_over(straight, tmp_path):
         found = find_checkpoint(tmp_path, said.append)
         assert found is not None and found.step == 2
     assert len(said) == 2 and all("step-00000004" in text and "optimizer.pt is damaged" in text for text in said)
+    (newest / "optimizer.pt").write_bytes(content)
+    state = json.loads((newest / "state.json").read_text())
+    for change in ({"progress": None}, {"meter": []}, {"total_steps": "11"}, {}):
+        (newest / "state.json").write_text(json.dumps(state | change))
+        found = find_checkpoint(tmp_path, said.append)
+        assert found is not None and found.step == (2 if change else 4)
+    assert len(said) == 5 and all("state.json is damaged" in text for text in said[2:])
     (newest / "optimizer.pt").unlink()
     (tmp_path / "checkpoints" / ".step-00000006.partial").mkdir()
     resumed = go(tmp_path, resume=True)
@@ -233,8 +247,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert caught.value.key == "training.steps"
     found = find_checkpoint(tmp_path, print)
     assert found is not None
-    state = found.folder / "state.json"
-    state.write_text(state.read_text().replace('"processes": 1', '"processes": 2'))
+    rewrite_state(found.folder, processes=2)
     with pytest.raises(CheckpointError, match="trained by 2 processes, and this run has 1"):
         go(tmp_path, resume=True)
 
@@ -259,9 +272,8 @@ def test_changed_settings_are_shown_or_refused(tmp_path):
         go(tmp_path, 5)
     found = find_checkpoint(tmp_path, print)
     assert found is not None
-    state = json.loads((found.folder / "state.json").read_text())
-    state["settings"] = Recipe(training=run_settings(steps=6), model={"kind": "a"}).model_dump(mode="json")
-    (found.folder / "state.json").write_text(json.dumps(state))
+    settings = Recipe(training=run_settings(steps=6), model={"kind": "a"}).model_dump(mode="json")
+    rewrite_state(found.folder, settings=settings)
     said = []
     resume_from(tmp_path, Recipe(training=run_settings(steps=9, save_every=4), model={"kind": "a"}), said.append)
     assert said[0].endswith("resumed after step 2")
@@ -269,9 +281,9 @@ def test_changed_settings_are_shown_or_refused(tmp_path):
         "  changed from here on: training.steps: 6 -> 9",
         "  changed from here on: training.save_every: None -> 4",
     ]
-    for newer in (state["settings"]["training"], state["settings"]["training"]["parts"]["connector"]):
+    for newer in (settings["training"], settings["training"]["parts"]["connector"]):
         del newer["evaluate_first" if "evaluate_first" in newer else "only"]  # settings that did not exist then
-    (found.folder / "state.json").write_text(json.dumps(state))
+    rewrite_state(found.folder, settings=settings)
     said.clear()
     resume_from(tmp_path, Recipe(training=run_settings(steps=6), model={"kind": "a"}), said.append)
     assert len(said) == 1

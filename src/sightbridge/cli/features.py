@@ -11,7 +11,7 @@ import typer
 
 from sightbridge.cli.arguments import ModelArgument, SourceOption, read_part_sources
 from sightbridge.cli.console import console, new_table, show_table
-from sightbridge.cli.predict import find_pictures
+from sightbridge.cli.predict import check_output, find_pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +51,7 @@ def features(
     paths, lines = find_pictures(images or []), read_texts(texts) if texts else []
     if not paths and not lines:
         raise SettingsError("give pictures, or texts with --texts FILE")
-    if out.exists() and not overwrite:
-        raise SettingsError(f"--out: {out} is there already; choose another file, or --overwrite to lose that one")
+    check_output(out, overwrite)
 
     from safetensors.torch import save_file
 

@@ -70,7 +70,7 @@ def predict(
     settings = read_generation(max_new_tokens, beams, sample, temperature, top_p, seed)
     sources = read_part_sources(source)
     paths = find_pictures(images)
-    _check_output(out, overwrite)
+    check_output(out, overwrite)
     vlm, processor = load_for_answers(model, sources, system)
     failed = 0
     with out.open("w", encoding="utf-8") if out else nullcontext(sys.stdout) as file:
@@ -104,8 +104,8 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _check_output(out: Path | None, overwrite: bool) -> None:
-    """Find out before the model is loaded whether its answers can be written."""
+def check_output(out: Path | None, overwrite: bool) -> None:
+    """Find out before the model is loaded whether what it makes can be written."""
     from sightbridge.errors import SettingsError
 
     if out is None:

@@ -107,7 +107,9 @@ class Chat:
         self.processor = _with_prompt(processor, max_length=None, max_answer_length=None)
         if system is not None:
             self.set_system(system)
-        self.default_settings = settings or GenerationSettings(max_new_tokens=min(LONGEST_ANSWER, self.context // 2))
+        self.default_settings = settings or GenerationSettings(
+            max_new_tokens=max(1, min(LONGEST_ANSWER, self.context // 2))
+        )
         self.settings = _check_settings(self.default_settings)
         self.exchanges: list[Exchange] = []
         self.waiting: list[Picture] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -65,7 +66,8 @@ class Checkpoints:
             if main:
                 state |= {"format": FORMAT, "settings": self.settings}
                 state["files"] = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
-                (folder / STATE).write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                state["sha256"] = _hash(state)
+                (folder / STATE).write_text(_as_text(state) + "\n", encoding="utf-8")
         if main:
             self._remove_old(run.progress.best_step)
 
@@ -94,12 +96,22 @@ def find_checkpoint(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
 def _read_state(folder: Path) -> dict[str, Any]:
     """The ``state.json`` of a checkpoint; raises ``ValueError`` and others if anything is not as it was written."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if state.pop("sha256", None) != _hash(state):
+        raise ValueError(f"{STATE} is damaged: its SHA-256 is not the one in it")
     if state["format"] != FORMAT:
         raise ValueError(f"it is of format {state['format']}, and this version of sightbridge reads {FORMAT}")
     for name, sha256 in state["files"].items():
         if Path(name).name != name or file_hash(folder / name) != sha256:
             raise ValueError(f"{name} is damaged: its SHA-256 is not the one in {STATE}")
     return state
+
+
+def _hash(state: dict[str, Any]) -> str:
+    return hashlib.sha256(_as_text(state).encode()).hexdigest()
+
+
+def _as_text(state: dict[str, Any]) -> str:
+    return json.dumps(state, indent=1, allow_nan=False)
 
 
 def _folders(folder: Path) -> list[Path]:

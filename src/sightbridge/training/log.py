@@ -179,7 +179,7 @@ class RunLog:
 def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Return the lines of a ``log.jsonl`` up to a step; a line that a kill cut off is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:

@@ -13,6 +13,7 @@ RUN/checkpoints            what it takes to resume the run exactly, see ``state`
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import sys
@@ -52,8 +53,7 @@ def check_run_folder(folder: Path, overwrite: bool = False) -> None:
     Raises:
         SettingsError: it may not.
     """
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"{folder}: is a file, expected the folder to write the run into; choose another one")
+    _check_place(folder)
     if not folder.is_dir() or all(path.name in MADE_BEFORE_A_RUN for path in folder.iterdir()):
         return
     if not ((folder / SETTINGS).is_file() and (folder / ENVIRONMENT).is_file()):
@@ -64,10 +64,25 @@ def check_run_folder(folder: Path, overwrite: bool = False) -> None:
         )
 
 
+def _check_place(folder: Path) -> None:
+    """Raise ``SettingsError`` if the folder could not be made or written into, before weights are loaded for it."""
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a name longer than the file system takes
+        raise SettingsError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not existing.is_dir():
+        raise SettingsError(f"{existing}: is a file, expected the folder to write the run into; choose another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SettingsError(f"{folder}: cannot be made, {existing} may not be written into; choose another folder")
+
+
 def start_run_folder(folder: Path, recipe: AnyRecipe, overwrite: bool = False) -> None:
     """Make the folder, or empty it of the run that was in it, and write down settings and environment."""
     check_run_folder(folder, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
     for path in [path for pattern in LEFT_BY_A_RUN for path in folder.glob(pattern)]:
         if path.is_dir():
             shutil.rmtree(path)

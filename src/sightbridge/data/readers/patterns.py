@@ -8,6 +8,9 @@ from pathlib import Path
 
 from sightbridge.errors import DataError
 
+MAX_FILES = 1_000_000
+"""Bound on the numbers in one pair of braces; LAION-5B has 231,349 tars."""
+
 
 def expand_pattern(pattern: Path) -> list[Path]:
     """Return the files that ``pattern`` names: those in braces in their order, those of a wild card by name.
@@ -37,6 +40,8 @@ def _expand_braces(name: str) -> list[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if numbers:
         first, last = numbers.groups()
+        if int(last) - int(first) >= MAX_FILES:
+            raise DataError(f"{name}: {{{braces[1]}}} names more than {MAX_FILES:,} files. Is a number in it wrong?")
         width = len(first) if first.startswith("0") else 0
         inside = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     elif "," in braces[1]:

@@ -101,6 +101,6 @@ def _index(path: Path, make: MakeRecord) -> IndexedRecords | None:
 def _parse(line: bytes, is_listed: bool = True) -> Row | None:
     try:
         row = json.loads(line.strip().removesuffix(b",") if is_listed else line)
-    except ValueError:  # of JSON or of UTF-8
+    except (RecursionError, ValueError):  # of JSON or of UTF-8
         return None
     return row if isinstance(row, dict) else None

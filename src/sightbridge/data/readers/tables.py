@@ -7,6 +7,7 @@ columns ``conversations``, ``question`` and ``answer``, ``caption`` or ``text``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,7 @@ class TableImage(StoredImage):
 def _open(path: Path, images_folder: Path, open_files: Callable[[list[Path]], Dataset]) -> TableRecords:
     files = expand_pattern(path)
     _datasets()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs the errors that it raises
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
 
@@ -131,7 +133,8 @@ def _open(path: Path, images_folder: Path, open_files: Callable[[list[Path]], Da
     except (DatasetGenerationError, ArrowException, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise DataError(
-            f"{path}: cannot be opened as a table: {reason} Is it in the format the source says?"
+            f"{path}: cannot be opened as a table: {reason.rstrip('.')}. Is it empty, or not in the format "
+            "that the source says?"
         ) from error
     return TableRecords(table, images_folder, str(path))
 

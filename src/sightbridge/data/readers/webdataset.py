@@ -126,6 +126,8 @@ def _parse(text: str, where: str) -> Row:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}, line {error.lineno}: broken JSON: {error.msg}.") from error
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        raise DataError(f"{where}: broken JSON: {error}.") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object {{...}}.")
     return {key: value for key, value in row.items() if value is not None}
