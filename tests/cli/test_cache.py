@@ -156,6 +156,10 @@ def test_what_cannot_be_stored_is_refused(
     assert run_command("cache", "tiny/parent-vision") == 1
     assert "nothing to store" in capsys.readouterr().err
     assert not shards(cache)
+    monkeypatch.undo()
+    assert run_command(*command, f"data.cache={workplace.picture}") == 1
+    message = f"error: {workplace.picture}: cannot be made or written (Not a directory). Choose another cache.\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_dry_run_info_verify_and_gc(

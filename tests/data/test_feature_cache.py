@@ -232,9 +232,10 @@ def test_damage_is_found(tmp_path, pictures):
         FeatureCache(tmp_path / "cache", key, Views(IMAGE))
     path = tmp_path / "cache" / key.folder / "key.json"
     assert read_key(path.parent) == key
-    path.write_text(json.dumps({"key": {"prefix": 1}}))
-    with pytest.raises(DataError, match=r"key\.json: not the key"):
-        read_key(path.parent)
+    for damage in (json.dumps({"key": {"prefix": 1}}), "[" * 100_000):
+        path.write_text(damage)
+        with pytest.raises(DataError, match=r"key\.json: not the key"):
+            read_key(path.parent)
 
 
 ROUNDING = {"float32": 0.0, "float16": 3e-4, "bfloat16": 2e-3, "fp8": 0.027}
@@ -279,6 +280,8 @@ def test_hashes_do_not_trust_a_changed_file(tmp_path, pictures):
     assert again.of(pictures[0]) == hashes.of(pictures[0]) == again.of(pictures[0].read_bytes())
     pictures[1].write_bytes(b"other")
     assert PictureHashes(tmp_path).of(pictures[1]) != hashes.of(pictures[1])
+    assert len(PictureHashes(tmp_path).present()) == 5
+    (tmp_path / "hashes-1.jsonl").write_bytes(b"\x80\x04\n5\n" + b"[" * 100_000 + b"\n")  # damage costs time only
     assert len(PictureHashes(tmp_path).present()) == 5
 
 

@@ -179,7 +179,10 @@ def write_key(folder: Path, key: CacheKey, about: dict[str, Any]) -> Path:
     inner = folder / key.folder
     if not (inner / KEY).exists():
         content = {"format": "sightbridge-feature-cache", "key": key.model_dump(mode="json"), "about": about}
-        write_atomically(inner / KEY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(inner / KEY, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be made or written ({error.strerror}). Choose another cache.") from error
     return inner
 
 
@@ -188,7 +191,7 @@ def read_key(inner: Path) -> CacheKey:
     path = inner / KEY
     try:
         return CacheKey.model_validate(json.loads(path.read_text(encoding="utf-8"))["key"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, ValidationError) as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"{path}: not the key of a feature cache ({first}). Delete its folder.") from error
 

@@ -93,11 +93,12 @@ class PictureHashes:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, but for those that a kill has cut short."""
-    with path.open(encoding="utf-8") as file:
+    """The objects of a file of JSON lines, but for lines that a kill has cut short or a disk has damaged."""
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            with suppress(ValueError):
-                yield json.loads(line)
+            with suppress(ValueError, RecursionError):
+                if isinstance(found := json.loads(line), dict):
+                    yield found
 
 
 def _file_of(source: ImageSource) -> str | None:
