@@ -108,7 +108,9 @@ def measure_loss(chunk: int | None, sizes: argparse.Namespace) -> Measured:
     hidden = torch.randn(1, sizes.targets, sizes.width, device=DEVICE, requires_grad=True)
     labels = torch.randint(sizes.vocabulary, (1, sizes.targets), device=DEVICE)
     at_once = chunk or sizes.targets
-    return measure_step(lambda: target_loss(hidden, labels, head, sizes.vocabulary, at_once).sum, head, None)
+    return measure_step(
+        lambda: target_loss(hidden, labels, head, sizes.vocabulary, at_once, frozen_head=True).sum, head, None
+    )
 
 
 def measure_step(loss_of: Callable[[], Tensor], model: nn.Module, part: nn.Module | None) -> Measured:

@@ -54,6 +54,37 @@ def test_the_default_chunk_follows_the_vocabulary() -> None:
     assert rows == [4, 4, 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_behind_a_frozen_head_logits_are_made_once(dtype: torch.dtype, smoothing: float) -> None:
+    hidden, labels, head = example()
+    hidden, head = hidden.detach().to(dtype).requires_grad_(), head.to(dtype).requires_grad_(False)
+    rows = []
+    head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    results = []
+    for frozen in (False, True):
+        loss = target_loss(hidden, labels, head, VOCABULARY, 7, smoothing, frozen_head=frozen)
+        (gradient,) = torch.autograd.grad(0.5 * loss.sum, hidden)
+        results.append((loss.sum, gradient, len(rows)))
+    (plain, expected, twice), (ours, gradient, both) = results
+    assert (twice, both) == (6, 9)
+    assert torch.allclose(ours, plain) and torch.allclose(
+        gradient, expected, rtol=2e-2 if dtype is torch.bfloat16 else 1e-6
+    )
+    assert gradient.dtype == dtype
+
+
+def test_small_gradients_are_not_lost_in_float16() -> None:
+    """Behind a frozen head too, the loss is scaled before its gradient is made."""
+    hidden = (torch.randn(1, 8, WIDTH) * 1e-3).half().requires_grad_()
+    head = nn.Linear(WIDTH, VOCABULARY).half().requires_grad_(False)
+    head.weight.data *= 1e-6
+    labels = torch.randint(VOCABULARY, (1, 8))
+    loss = target_loss(hidden, labels, head, VOCABULARY, 3, frozen_head=True)
+    (gradient,) = torch.autograd.grad(loss.sum * 2.0**14, hidden)
+    assert gradient.abs().min() > 0
+
+
 def test_no_target_is_a_zero_with_a_graph() -> None:
     hidden, labels, head = example()
     loss = target_loss(hidden, torch.full_like(labels, IGNORE_INDEX), head, VOCABULARY)

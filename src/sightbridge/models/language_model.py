@@ -125,6 +125,11 @@ class LanguageModel(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    @property
+    def head_is_frozen(self) -> bool:
+        """Whether no weight of the output head trains."""
+        return not any(weight.requires_grad for weight in self.model.get_output_embeddings().parameters())
+
     def decoder_input_ids(self, labels: Tensor, decoder_segments: Tensor | None = None) -> Tensor:
         """Shift labels (B, Ld) right behind the start token, for teacher forcing; in packed rows every record's own."""
         start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)

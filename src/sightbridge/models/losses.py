@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ def target_loss(
     vocabulary: int,
     chunk: int | None = None,
     label_smoothing: float = 0.0,
+    frozen_head: bool = False,
 ) -> Loss:
     """Sum the cross entropy over all targets.
 
@@ -44,6 +45,8 @@ def target_loss(
         vocabulary: V, to size the chunks.
         chunk: targets per chunk; default: as many as ``LOGITS_AT_ONCE`` allows.
         label_smoothing: share of the target that is spread over the vocabulary.
+        frozen_head: whether no weight of the head trains and all of them are at hand; chunks then cost no more than
+            all logits at once would.
 
     Returns:
         The loss, in float32. Without a single target it is zero, but still part of the graph, with the head: other
@@ -55,6 +58,8 @@ def target_loss(
     chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary)
     if count <= chunk:
         return Loss(_summed_cross_entropy(hidden, labels, head, label_smoothing), count)
+    if frozen_head and hidden.requires_grad and not _in_float16(hidden):
+        return Loss(_FrozenHeadLoss.apply(hidden, labels, head, chunk, label_smoothing), count)
     # Checkpointing recomputes a chunk's logits in the backward pass instead of keeping them.
     sums = [
         checkpoint(_summed_cross_entropy, part, part_labels, head, label_smoothing, use_reentrant=False)
@@ -67,3 +72,34 @@ def _summed_cross_entropy(
     hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], label_smoothing: float
 ) -> Tensor:
     return F.cross_entropy(head(hidden).float(), labels, reduction="sum", label_smoothing=label_smoothing)
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Chunks of a loss whose gradient is made with them: all it takes is that of the hidden states.
+
+    So no logits are kept, and none are made twice (as in Liger Kernel's fused loss, arXiv 2410.10989).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Any, chunk: int, label_smoothing: float) -> Tensor:
+        total, gradients = hidden.new_zeros((), dtype=torch.float32), []
+        for part, part_labels in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                loss = _summed_cross_entropy(part, part_labels, head, label_smoothing)
+            gradients += torch.autograd.grad(loss, part)
+            total += loss.detach()
+        ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (of_hidden,) = ctx.saved_tensors
+        return (of_hidden * gradients[0]).to(of_hidden.dtype), None, None, None, None
+
+
+def _in_float16(hidden: Tensor) -> bool:
+    """Whether gradients are float16: made before the loss is scaled up, small ones would be lost."""
+    device = hidden.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return torch.float16 in (autocast, hidden.dtype)

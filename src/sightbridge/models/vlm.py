@@ -106,7 +106,8 @@ class VisionLanguageModel(nn.Module):
             hidden, labels = hidden[:, :-1], labels[:, 1:]  # position i predicts token i + 1
         chunk = labels.numel() if self.logits_at_once else None
         vocabulary = self.language_model.config.vocab_size
-        return {"lm": target_loss(hidden, labels, self.language_model.head, vocabulary, chunk)}
+        head, frozen = self.language_model.head, self.language_model.head_is_frozen and not self.lockstep
+        return {"lm": target_loss(hidden, labels, head, vocabulary, chunk, frozen_head=frozen)}
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits: (B, L, V) or, for an encoder-decoder fed with the batch's labels, (B, Ld, V)."""
