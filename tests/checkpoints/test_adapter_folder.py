@@ -183,6 +183,10 @@ def test_a_peft_folder_of_another_kind_is_refused(parents, tmp_path):
     model, _, _ = make(parents, lora={"preset": "lora"})
     with pytest.raises(CheckpointError, match="of type 'PREFIX_TUNING'; only LORA"):
         init_from(model, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(maximum recursion depth"):
+        init_from(model, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
     without, _, _ = make(parents)
     with pytest.raises(CheckpointError, match="there are none here to fill"):
         init_from(without, tmp_path)

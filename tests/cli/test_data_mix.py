@@ -65,6 +65,8 @@ def test_a_dry_run_counts_and_writes_nothing(scenes: Path, capsys: pytest.Captur
 def test_mistakes_are_told_in_a_line(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("data", "mix", "scenes", f"root={scenes}") == 1
     assert "--out FILE says where to write" in capsys.readouterr().err
+    assert run_command("data", "mix", "scenes", "root=nowhere", "--out", "mix.txt") == 1  # before any file is read
+    assert "'mix.txt' should end in .json" in capsys.readouterr().err
     assert run_command("data", "mix", "scene", "--dry-run") == 1
     assert "Did you mean 'scenes'?" in capsys.readouterr().err
     assert run_command("data", "mix", "scenes", f"root={scenes}", "languages=[en, deu]", "--dry-run") == 1

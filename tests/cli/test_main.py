@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -84,6 +85,12 @@ def test_the_unexpected_says_how_to_see_more(verb, capsys: pytest.CaptureFixture
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert err.startswith("error: RuntimeError: first line (unexpected; add --debug")
+
+
+def test_a_full_disk_is_not_unexpected(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb(OSError(errno.ENOSPC, "No space left on device", "runs/log.jsonl"))
+    assert exit_status(["fail"]) == 1
+    assert capsys.readouterr().err == "error: runs/log.jsonl cannot be read or written: No space left on device\n"
 
 
 def test_interrupted(verb) -> None:

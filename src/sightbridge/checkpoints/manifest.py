@@ -38,7 +38,7 @@ class PartEntry(Settings):
     source: str | None = Field(description="where the weights came from; null = they began as random ones")
     trained: bool = Field(description="whether they changed since")
     parameters: int
-    dtype: Literal["float32", "float16", "bfloat16", "float64"]
+    dtype: str = Field(pattern="^(float(16|32|64)|bfloat16)$")
     fingerprint: str = Field(description="hash of samples of the weights, see checkpoints.weights.fingerprint")
     only: list[str] = Field(default_factory=list, description="submodules that 'file' holds; empty = all of the part")
     rest: list[str] = Field(

@@ -60,10 +60,12 @@ def mix(
     """
     from sightbridge.data.mix.plan import plan_mix
     from sightbridge.data.mix.settings import read_mix
-    from sightbridge.data.mix.write import count_plan, write_mix
+    from sightbridge.data.mix.write import check_out, count_plan, write_mix
 
     if out is None and not dry_run:
         raise SettingsError("--out FILE says where to write; --dry-run only checks and counts")
+    if out is not None:
+        check_out(out)
     settings = read_mix(name, overrides or [])
     with _progress() as on_progress:
         plan = plan_mix(settings, on_progress)

@@ -7,6 +7,7 @@ rooms inside their functions only, so that ``sightbridge --help`` and tab comple
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 import warnings
@@ -48,6 +49,10 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "version": version.version,
 }
 """Every verb, in the order of the help page."""
+
+
+OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors that nobody could have checked for beforehand: no permission, or no space on the disk."""
 
 
 class _InOrder(TyperGroup):
@@ -109,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SightbridgeError as error:
         _fail(str(error), debug)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            _fail(f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", debug)
         first_line = str(error).strip().partition("\n")[0]
         again = "" if debug else " (unexpected; add --debug to the command to see where it comes from)"
         _fail(f"{type(error).__name__}: {first_line}{again}", debug)

@@ -49,7 +49,7 @@ def quickstart(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train the frozen parents too, instead of the shipped ones.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of pictures, questions and weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of pictures, questions and weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
 ) -> None:
     """Train a tiny bridge on this machine, show what it learned, write a report.

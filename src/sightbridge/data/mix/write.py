@@ -47,6 +47,12 @@ def count_plan(plan: MixPlan) -> MixResult:
     return MixResult({part.name: _count(part, plan, Counter(part.rows), Counter()) for part in plan.parts}, [])
 
 
+def check_out(out: Path) -> None:
+    """Raise ``SettingsError`` for a file that ``write_mix`` does not write: planning a mixture may take hours."""
+    if out.suffix not in (".json", ".jsonl") or out.is_dir():
+        raise SettingsError(f"--out: '{out}' should end in .json (a list, as mBLIP's) or .jsonl (a row per line)")
+
+
 def write_mix(
     plan: MixPlan, out: Path, *, examples: int = 0, on_progress: Progress = lambda what, done, total: None
 ) -> MixResult:
@@ -55,8 +61,7 @@ def write_mix(
     Beside it, ``NAME.statistics.json`` says what is in it and how it was made. The same settings and raw files give the
     same bytes; nothing is there until all of it is. ``examples``: so many rows are returned to look at, from all parts.
     """
-    if out.suffix not in (".json", ".jsonl"):
-        raise SettingsError(f"--out: '{out}' should end in .json (a list, as mBLIP's) or .jsonl (a row per line)")
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     counts: dict[str, PartCounts] = {}
     shown: list[list[Row]] = []
