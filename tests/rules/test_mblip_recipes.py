@@ -46,7 +46,7 @@ def mblip(name: str) -> Recipe:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source: copy.deepcopy(CONFIGS[source]))
+    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source, **_: copy.deepcopy(CONFIGS[source]))
     recipe = mblip(name)
     model = recipe.model
     shape, template = outline(model), load_template(model.prompt.template)

@@ -33,7 +33,7 @@ def recipe_of(name: str) -> Recipe:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_they_have_the_shapes_of_the_real_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source: copy.deepcopy(CONFIGS[source]))
+    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source, **_: copy.deepcopy(CONFIGS[source]))
     recipe = recipe_of(path.stem)
     shape = outline(recipe.model)
     assert (shape.tokens_per_image, shape.encoder_decoder) == (32, False)

@@ -51,7 +51,7 @@ def test_settings_fit_one_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ordinary_recipes() if name.startswith("blip2/")])
 def test_blip2_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source: copy.deepcopy(CONFIGS[source]))
+    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source, **_: copy.deepcopy(CONFIGS[source]))
     recipe = read_recipe(name).recipe
     assert isinstance(recipe, Recipe)
     shape = outline(recipe.model)
@@ -69,7 +69,7 @@ def test_blip2_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch:
 
 @pytest.mark.parametrize("name", ["blip2/stage1", "blip2/retrieval-coco", "blip2/paddlemix-stage1"])
 def test_first_stage_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source: copy.deepcopy(CONFIGS[source]))
+    monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source, **_: copy.deepcopy(CONFIGS[source]))
     recipe = read_recipe(name).recipe
     assert isinstance(recipe, QFormerRecipe)
     check_settings(recipe)
