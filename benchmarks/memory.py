@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ PART_CASES = {
     "encoder-decoder (T5), frozen": ("language_model", {"connector": "full"}),
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Saved:
+    """A tensor that the backward pass will need, as long as it will."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 class Measured(NamedTuple):
@@ -116,23 +124,24 @@ def measure_loss(chunk: int | None, sizes: argparse.Namespace) -> Measured:
 def measure_step(loss_of: Callable[[], Tensor], model: nn.Module, part: nn.Module | None) -> Measured:
     """Forward and backward; kept bytes are those of ``part``, or all."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    kept: WeakSet[Saved] = WeakSet()
     inside = [] if part is not None else ["everything"]
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if inside and storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        if inside and tensor.untyped_storage().data_ptr() not in own:
+            kept.add(saved)
+        return saved
 
     if part is not None:
         part.register_forward_pre_hook(lambda *_: inside.append("part"))
         part.register_forward_hook(lambda *_: inside.clear())
     before, began = peak_bytes(), time.perf_counter()
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors_hooks(keep, lambda saved: saved.tensor):
         loss = loss_of()
+    storages = {saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage().nbytes() for saved in kept}
     loss.backward()
-    return Measured(sum(kept.values()), peak_bytes() - before, time.perf_counter() - began)
+    return Measured(sum(storages.values()), peak_bytes() - before, time.perf_counter() - began)
 
 
 def megabytes(count: int) -> str:
