@@ -214,6 +214,11 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "data.train.0.path=markers.json": ("", ["markers.json, row 1", "'image' is 1", "'conversations' is 2"]),
     "data.train.0.path=no_target.json": ("", ["no_target.json, row 1", "nothing to learn", "data.no_target=skip"]),
     "model.prompt.max_length=3": ("", ["train.json, row 1", "do not fit into max_length 3"]),
+    "model.language_model.config.max_position_embeddings=20": (
+        "",
+        ["train.json, row 1", "but the language model has 20. Set model.prompt.max_length=20"],
+    ),
+    "generation.max_new_tokens=250": ("", ["test.json, row 1", "has 256. Set model.prompt.max_length=6 "]),
     "training.parts.vision_tower.train=full data.cache=memory": ("override 2: ", ["the vision tower trains"]),
     "model.image.augment=crop data.cache=memory": ("override 2: ", ["data.cache_views=4"]),
     "data.cache=nowhere": ("nowhere: no such feature cache. ", ["sightbridge cache tiny/random"]),

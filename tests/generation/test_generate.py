@@ -85,6 +85,18 @@ def test_lengths_count_new_tokens(family: str) -> None:
         assert all(len(row) >= 5 and eos not in row[:5] for row in held), held
 
 
+def test_prompt_and_answer_must_fit_into_the_language_model() -> None:
+    batches = {family: batch_of(lively_model(family)) for family in ("opt", "llama", "t5")}
+    longest = int(batches["opt"].attention_mask.sum(dim=1).max())
+    for family, batch in batches.items():
+        model = lively_model(family)
+        if family != "t5":  # its positions are differences, of which any may be asked for
+            model.language_model.config.max_position_embeddings = longest + 10
+            with pytest.raises(DataError, match=rf"takes {longest} positions .* is 11, but .* has {longest + 10}"):
+                run(model, batch, max_new_tokens=11)
+        assert all(len(row) == 10 for row in run(model, batch, max_new_tokens=10))
+
+
 def test_several_ends_and_none() -> None:
     model = lively_model("llama")
     batch = batch_of(model)

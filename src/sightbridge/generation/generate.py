@@ -23,6 +23,8 @@ from transformers import (
 
 from sightbridge.batch import Batch
 from sightbridge.config.generation import GenerationSettings
+from sightbridge.errors import DataError
+from sightbridge.models.context import position_limit
 from sightbridge.models.vlm import VisionLanguageModel
 
 GREEDY = GenerationSettings()
@@ -62,11 +64,12 @@ def generate(
         best first). A row's EOS is included, what follows it is padding.
 
     Raises:
-        DataError: a row's slots and pictures disagree.
+        DataError: a row's slots and pictures disagree, or the language model has no room for prompt and answer.
     """
     assert batch.segments is None, "records in one row cannot each be continued: make the prompts without packing"
     assert tokenizer is not None or not settings.stop, "stop texts are found by reading: give a tokenizer"
     language_model = model.language_model
+    _check_room(language_model.config, int(batch.attention_mask.sum(dim=1).max()), settings.max_new_tokens)
     batch = batch.to(language_model.model.device)
     start = 1 if language_model.is_encoder_decoder else 0  # the decoder's start token comes back with the new ones
     with in_evaluation_mode(model):
@@ -81,6 +84,18 @@ def generate(
             stopping_criteria=StoppingCriteriaList(_stopping(settings, start, tokenizer, watch)),
         )
     return _pad_ended(ids[:, start:], eos_ids, pad_id)
+
+
+def _check_room(config: Any, prompt: int, answer: int) -> None:
+    """Check that a language model has positions for the longest prompt and for the answer."""
+    limit = position_limit(config)
+    needed = max(prompt, answer) if config.is_encoder_decoder else prompt + answer
+    if limit is not None and needed > limit:
+        raise DataError(
+            f"the prompt takes {prompt:,} positions (pictures included) and max_new_tokens is {answer:,}, but the "
+            f"language model ({config.model_type}) has {limit:,}: shorten the text, show fewer pictures, or lower "
+            "max_new_tokens"
+        )
 
 
 def _configure(settings: GenerationSettings, config: Any, eos_ids: Sequence[int], pad_id: int) -> GenerationConfig:

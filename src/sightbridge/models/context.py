@@ -16,9 +16,18 @@ LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
 
 def context_length(config: Any) -> int:
     """Positions that a language model of configuration ``config`` takes: prompt and answer, or an encoder's row."""
+    return _told(config) or TRAINED_LENGTHS.get(config.get_text_config().model_type, USUAL_LENGTH)
+
+
+def position_limit(config: Any) -> int | None:
+    """Positions beyond which a language model fails (OPT's table ends there) or reads nonsense (Llama).
+
+    ``None`` for the families whose positions are differences alone: T5's buckets, BLOOM's ALiBi.
+    """
+    return None if config.get_text_config().model_type in TRAINED_LENGTHS else _told(config)
+
+
+def _told(config: Any) -> int | None:
     config = config.get_text_config()
-    for key in LENGTH_KEYS:
-        length = getattr(config, key, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return TRAINED_LENGTHS.get(config.model_type, USUAL_LENGTH)
+    lengths = (getattr(config, key, None) for key in LENGTH_KEYS)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)

@@ -77,7 +77,8 @@ def _summed_cross_entropy(
 class _FrozenHeadLoss(torch.autograd.Function):
     """Chunks of a loss whose gradient is made with them: all it takes is that of the hidden states.
 
-    So no logits are kept, and none are made twice (as in Liger Kernel's fused loss, arXiv 2410.10989).
+    So no logits are kept, none are made twice, and a chunk's gradient takes the place of its logits (as in Liger
+    Kernel's fused loss, arXiv 2410.10989).
     """
 
     @staticmethod
@@ -86,9 +87,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
         for part, part_labels in zip(hidden.split(chunk), labels.split(chunk), strict=True):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
-                loss = _summed_cross_entropy(part, part_labels, head, label_smoothing)
-            gradients += torch.autograd.grad(loss, part)
-            total += loss.detach()
+                logits = head(part)
+            loss, of_logits = _cross_entropy_in_place(logits.detach().float(), part_labels, label_smoothing)
+            gradients += torch.autograd.grad(logits, part, of_logits.to(logits.dtype))
+            total += loss
         ctx.save_for_backward(torch.cat(gradients))
         return total
 
@@ -96,6 +98,19 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (of_hidden,) = ctx.saved_tensors
         return (of_hidden * gradients[0]).to(of_hidden.dtype), None, None, None, None
+
+
+def _cross_entropy_in_place(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy of logits (M, V), and its gradient, softmax minus targets, which overwrites them."""
+    labels, spread = labels[:, None], label_smoothing / logits.shape[1]
+    logits -= logits.amax(dim=1, keepdim=True)
+    target_logits = (1 - label_smoothing) * logits.gather(1, labels) + label_smoothing * logits.mean(1, keepdim=True)
+    sums = logits.exp_().sum(dim=1, keepdim=True)
+    loss = (sums.log() - target_logits).sum()
+    logits /= sums
+    logits -= spread
+    logits.scatter_add_(1, labels, logits.new_full(labels.shape, label_smoothing - 1))
+    return loss, logits
 
 
 def _in_float16(hidden: Tensor) -> bool:

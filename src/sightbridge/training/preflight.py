@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from sightbridge.checkpoints.folder import AnyProcessor
-from sightbridge.config.data import DataSettings
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
 from sightbridge.config.recipe import Recipe
@@ -19,7 +18,9 @@ from sightbridge.data.readers import get_reader, read_sources
 from sightbridge.data.record import Record
 from sightbridge.data.records import select
 from sightbridge.errors import DataError, SettingsError
+from sightbridge.models.build import find_config
 from sightbridge.models.connectors import check_connector
+from sightbridge.models.context import position_limit
 from sightbridge.text.encode import NoTargetError
 from sightbridge.training.frozen_prefix import check_cache
 from sightbridge.training.order import check_order, make_order, row_length
@@ -61,8 +62,8 @@ def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records
     Raises:
         SettingsError: with the file and line, or the override, that the wrong setting was given in.
         CheckpointError: a tokenizer or a part's configuration was not found.
-        DataError: an annotation file is wrong, a record leaves nothing to learn (unless ``data.no_target`` is "skip"),
-            or more records than ``data.bad_limit`` cannot be used.
+        DataError: an annotation file is wrong, a record leaves nothing to learn (unless ``data.no_target`` is "skip")
+            or is longer than the language model can take, or more records than ``data.bad_limit`` cannot be used.
     """
     recipe = loaded.recipe
     assert isinstance(recipe, ModelRecipe), "a parent has no model to check"
@@ -74,8 +75,8 @@ def check_run(loaded: LoadedRecipe, watch: Watch = lambda records, what: records
                 "an encoder-decoder is padded on the right; left is for decoder-only language models",
                 key="data.padding_side",
             )
-    train = _usable(recipe.data, "train", processor, watch)
-    validation = _usable(recipe.data, "validation", processor, watch)
+    train = _usable(recipe, "train", processor, watch)
+    validation = _usable(recipe, "validation", processor, watch)
     if not train.records:
         raise DataError(
             f"there is nothing to train on: none of the {len(train.left_out)} training records can be used; the last "
@@ -136,8 +137,36 @@ def check_lora(recipe: Recipe) -> None:
         )
 
 
-def _usable(data: DataSettings, which: Which, processor: AnyProcessor, watch: Watch) -> Usable:
+class Room(NamedTuple):
+    """Positions that a row may take in a language model that has ``limit`` (``None``: any number)."""
+
+    limit: int | None
+    for_answer: int
+
+    @classmethod
+    def of(cls, recipe: ModelRecipe, which: Which) -> Room:
+        """Beside a validation row, a decoder-only model needs room for its own answer."""
+        if not isinstance(recipe, Recipe):
+            return cls(None, 0)
+        config = find_config(recipe.model.language_model, "language_model")
+        answers = which == "validation" and not config.is_encoder_decoder
+        return cls(position_limit(config), recipe.generation.max_new_tokens if answers else 0)
+
+
+def _check_room(length: RowLength, room: Room, record: Record) -> None:
+    longest = max(length.tokens + room.for_answer, length.decoder_tokens)
+    if room.limit is not None and longest > room.limit:
+        answer = f" and generation.max_new_tokens {room.for_answer:,}" if room.for_answer else ""
+        raise DataError(
+            f"{record.where}: the row takes {max(length.tokens, length.decoder_tokens):,} positions{answer}, but the "
+            f"language model has {room.limit:,}. Set model.prompt.max_length={room.limit - room.for_answer} (what is "
+            "beyond is cut off the text, and counted), or leave the record out."
+        )
+
+
+def _usable(recipe: ModelRecipe, which: Which, processor: AnyProcessor, watch: Watch) -> Usable:
     """Read and measure the records of ``which``, and part those without pictures or targets from the others."""
+    data, room = recipe.data, Room.of(recipe, which)
     records = read_sources(data, which)
     lengths: list[RowLength] = []
     left_out = check_images(records)
@@ -151,6 +180,7 @@ def _usable(data: DataSettings, which: Which, processor: AnyProcessor, watch: Wa
                 raise NoTargetError(message) from error
             left_out.append(BadSample(record.id, record.where, str(error), counts=False))
             length = RowLength(0, 0, 0)
+        _check_room(length, room, record)
         lengths.append(length)
     usable: Sequence[int] = range(len(records))
     if places := {(bad.id, bad.where) for bad in left_out}:
