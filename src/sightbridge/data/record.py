@@ -7,16 +7,7 @@ from typing import Any
 
 from sightbridge.images.load import ImageSource, describe_source
 from sightbridge.text.turns import IMAGE_MARKER, Turn
-
-
-@dataclass(frozen=True)
-class Region:
-    """A marked part of a picture: a box in pixels (left, top, right, bottom) and polygons as flat x, y lists."""
-
-    box: tuple[float, float, float, float]
-    label: str = ""
-    polygons: tuple[tuple[float, ...], ...] = ()
-    image: int = 0
+from sightbridge.visual_prompts import Region
 
 
 @dataclass(frozen=True, repr=False)
