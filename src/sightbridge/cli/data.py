@@ -27,6 +27,8 @@ FILES = {
     "vqa_test": ("vqa", "the same, two a picture"),
     "descriptions_train": ("llava", "the captions, each asked for in its language"),
     "descriptions_test": ("llava", "the same, on other pictures"),
+    "figures_train": ("llava", "does this figure show ...? yes or no, as VQAScore asks"),
+    "figures_test": ("llava", "the same, two a picture"),
     "pairs_train": ("mblip", "two pictures a row, and a statement about one of them"),
     "pairs_test": ("mblip", "the same, on other pictures"),
     "chats_train": ("minigpt4qwen", "the conversations of train.json"),

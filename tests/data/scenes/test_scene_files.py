@@ -11,6 +11,7 @@ from sightbridge.data.scenes.write import ANNOTATIONS, ScenesSettings, write_sce
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.images.load import load_image
 
+KINDS = ("statements", "descriptions", "figures")
 SMALL = ScenesSettings(train=12, test=8, size=32)
 
 
@@ -35,7 +36,7 @@ def written(request, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["train", "test", "test_new", "statements_train", "statements_test", "descriptions_train", "descriptions_test"],
+    ["train", "test", "test_new"] + [f"{kind}_{part}" for kind in KINDS for part in ("train", "test")],
 )
 def test_conversations_are_read(written, name):
     folder, counts, _ = written
@@ -48,7 +49,7 @@ def test_conversations_are_read(written, name):
         assert [turn.role for turn in record.turns] == ["user", "assistant"] * (len(record.turns) // 2)
         assert len(record.turns) == 2 or name == "train"
     questions = {"colour", "shape", "count", "position", "existence"}
-    types = {"statement"} if "statements" in name else {"description"} if "descriptions" in name else questions
+    types = {kind.removesuffix("s") for kind in KINDS if name.startswith(kind)} or questions
     assert {record.meta["type"] for record in records} <= types
     assert load_image(records[0].images[0]).size == (32, 32)
 
@@ -93,6 +94,15 @@ def test_questions_in_lavis_form_are_read_by_their_reader(written, part):
         assert (kind_in(record.turns[0].text, code), colour_in(record.turns[0].text, code)) not in NEW_COMBINATIONS[
             object_set
         ]
+
+
+@pytest.mark.parametrize("asked", [1, 4])
+def test_figures_are_shown_and_not_equally_often(tmp_path, asked):
+    write_scenes(tmp_path, ScenesSettings(train=6, test=4, size=16, questions=asked))
+    for part, expected in (("train", 6 * asked), ("test", 8)):
+        answers = [row["conversations"][1]["value"] for row in rows(tmp_path, f"figures_{part}")]
+        assert len(answers) == expected
+        assert answers.count("Yes") == answers.count("No") == expected // 2
 
 
 def test_regions_have_a_phrase_for_every_box(written):

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scene_words import LANGUAGES, colour_in, fitting, kind_in, position_in
 
-from sightbridge.data.scenes.language import QUESTION_TYPES, question, questions, statement
+from sightbridge.data.scenes.language import QUESTION_TYPES, figure_question, question, questions, statement
 from sightbridge.data.scenes.world import NEW_COMBINATIONS, sample_scene
 from sightbridge.errors import SettingsError
 
@@ -62,6 +62,20 @@ def test_statements_are_true_or_false_as_they_say(seed, code, object_set):
     meant = kind_in(said.text, code), colour_in(said.text, code), position_in(said.text, code)
     there = {(o.kind, o.colour, o.position) for o in scene.objects}
     assert said.answer == LANGUAGES[code]["true" if meant in there else "false"], (said, scene)
+    assert meant[:2] not in new
+
+
+@given(seeds, codes, object_sets, st.booleans())
+def test_figures_show_what_they_are_said_to(seed, code, object_set, true):
+    rng = random.Random(seed)
+    new = NEW_COMBINATIONS[object_set]
+    scene = sample_scene(rng, object_set, exclude=new)
+    asked = figure_question(scene, code, rng, true=true, avoid=new)
+    assert asked.text.startswith('Does this figure show "') and asked.text.endswith('"? Please answer yes or no.')
+    phrase = asked.text.split('"')[1]
+    meant = kind_in(phrase, code), colour_in(phrase, code), position_in(phrase, code)
+    there = {(o.kind, o.colour, o.position) for o in scene.objects}
+    assert (asked.answer == "Yes") == true == (meant in there), (asked, scene)
     assert meant[:2] not in new
 
 

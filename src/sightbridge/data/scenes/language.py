@@ -17,6 +17,8 @@ from sightbridge.data.scenes.world import COLOURS, POSITIONS, Pair, Scene, Scene
 from sightbridge.errors import SettingsError, nearest
 
 QUESTION_TYPES = ("colour", "shape", "count", "position", "existence")
+FIGURE = 'Does this figure show "{}"? Please answer yes or no.'
+"""What VQAScore asks of CLIP-FlanT5 (linzhiqiu/t2v_metrics)."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,18 @@ def statement(scene: Scene, code: str, rng: random.Random, *, avoid: frozenset[P
     forms = _forms(words, scene, said.kind, said.colour)
     text = words["statement"].format(**forms, position=position_word(said.position, code))
     return Question("statement", text, words["true" if true else "false"], code, thing.pair)
+
+
+def figure_question(
+    scene: Scene, code: str, rng: random.Random, *, true: bool, avoid: frozenset[Pair] = frozenset()
+) -> Question:
+    """VQAScore's question (arXiv 2404.01291) whether an object with its colour and place is on the picture.
+
+    Only what is asked about is in the scene's language, as with VQAScore. ``avoid``: as for ``statement``.
+    """
+    thing = rng.choice(scene.objects)
+    said = thing if true else _slightly_wrong(scene, thing, avoid, rng)
+    return Question("figure", FIGURE.format(phrase(scene, said, code)), "Yes" if true else "No", code, thing.pair)
 
 
 def _slightly_wrong(scene: Scene, thing: SceneObject, avoid: frozenset[Pair], rng: random.Random) -> SceneObject:

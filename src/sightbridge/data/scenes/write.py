@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sightbridge.data.scenes.language import (
     caption,
     caption_prompt,
     direction_word,
+    figure_question,
     language_name,
     phrase,
     questions,
@@ -38,6 +40,8 @@ ANNOTATIONS = (
     "vqa_test",
     "descriptions_train",
     "descriptions_test",
+    "figures_train",
+    "figures_test",
     "pairs_train",
     "pairs_test",
     "chats_train",
@@ -81,6 +85,7 @@ def write_scenes(
     - ``captions_train.json``, ``captions_test.json``: COCO-Karpathy rows.
     - ``statements_train.json``, ``statements_test.json``: true or false, as conversations.
     - ``descriptions_train.json``, ``descriptions_test.json``: the captions again, each asked for in its language.
+    - ``figures_train.json``, ``figures_test.json``: VQAScore's question, yes and no equally often, as conversations.
     - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
     - ``chats_train.json``, ``chats_test.json``: what ``train.json`` and ``test.json`` hold, as MiniGPT4Qwen's rows.
     - ``videos_train.json``, ``videos_test.json``: MiniGPT4Qwen's rows about folders of frames, fewer than pictures.
@@ -138,13 +143,14 @@ def _rows_of_other_systems(
     conversations: dict[str, list[dict[str, Any]]],
     new: frozenset[Pair],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows as LAVIS, mBLIP and MiniGPT4Qwen have them."""
+    """Rows as LAVIS, VQAScore, mBLIP and MiniGPT4Qwen have them."""
     # of their own: without one of these files the others stay what they are
-    rngs = {kind: random.Random(f"{settings.seed}/{kind}") for kind in ("vqa", "pairs", "videos")}
+    rngs = {kind: random.Random(f"{settings.seed}/{kind}") for kind in ("vqa", "figures", "pairs", "videos")}
     rows: dict[str, list[dict[str, Any]]] = {}
     for part, chosen in pictures.items():
         asked = settings.questions if part == "train" else 2
         rows[f"vqa_{part}"] = [row for p in chosen for row in _vqa_rows(p, rngs["vqa"], asked, avoid=new)]
+        rows[f"figures_{part}"] = list(_figure_rows(chosen, rngs["figures"], asked, avoid=new))
         rows[f"pairs_{part}"] = list(_pair_rows(chosen, len(settings.languages), rngs["pairs"], avoid=new))
         rows[f"chats_{part}"] = [chat_row(row) for row in conversations[part]]
         rows[f"videos_{part}"] = list(_video_rows(folder, chosen, rngs["videos"]))
@@ -213,6 +219,17 @@ def _statement_row(picture: _Picture, rng: random.Random, avoid: frozenset[Pair]
     turns = [{"from": "human", "value": f"<image>\n{said.text}"}, {"from": "gpt", "value": said.answer}]
     row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-statement", "image": picture.file}
     return row | {"conversations": turns, "language": picture.language, "type": said.type}
+
+
+def _figure_rows(
+    pictures: Sequence[_Picture], rng: random.Random, n: int, avoid: frozenset[Pair]
+) -> Iterator[dict[str, Any]]:
+    """``n`` rows a picture, in turn about what is there and what is not."""
+    for number, (picture, index) in enumerate(product(pictures, range(n))):
+        asked = figure_question(picture.scene, picture.language, rng, true=number % 2 == 0, avoid=avoid)
+        turns = [{"from": "human", "value": f"<image>\n{asked.text}"}, {"from": "gpt", "value": asked.answer}]
+        row = {"id": f"{Path(picture.file).with_suffix('').as_posix()}-figure-{index}", "image": picture.file}
+        yield row | {"conversations": turns, "language": picture.language, "type": asked.type}
 
 
 def _pair_rows(
