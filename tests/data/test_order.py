@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from itertools import chain, islice
+from pathlib import Path
 
 import pytest
 
 from sightbridge.data.order import RecordOrder, RowLength, RowRoom, mixed_order, pack, record_order
 
+SAMPLER = Path(__file__).parents[1] / "golden" / "llava" / "order" / "sampler.json"
 EIGHT_OF_SEED_3 = [3, 7, 2, 5, 1, 0, 4, 6, 4, 2, 7, 3, 5, 0, 1, 6]
 
 
@@ -97,6 +100,55 @@ def test_grouping_keeps_epochs_whole_and_can_be_entered_anywhere() -> None:
         assert len(here) == order.steps_before(epoch + 1, 8) - order.steps_before(epoch, 8)
         assert sorted(chain.from_iterable(here)) == sorted(chain.from_iterable(there))
     assert Counter(indices(steps_of(order, 8, 4))) == Counter(dict.fromkeys(range(30), 4))
+
+
+# --- LLaVA's order ---
+
+
+def order_of(lengths: list[int], batch_size: int, seed: int) -> RecordOrder:
+    """Lengths as the reference has them: words, negative without a picture. Tokens are something else altogether."""
+    rows = [RowLength(500 - abs(n), 0, int(n > 0), words=abs(n)) for n in lengths]
+    return RecordOrder([len(rows)], seed, lengths=rows, llava_batch=batch_size)
+
+
+@pytest.mark.parametrize("case", json.loads(SAMPLER.read_text()), ids=lambda case: f"{len(case['lengths'])} records")
+def test_parity_of_llavas_order(case: dict) -> None:
+    """``world_size`` of the reference is processes times accumulated batches; its seed was 99."""
+    order = order_of(case["lengths"], case["batch_size"], seed=99)
+    steps = list(order.steps(0, case["batch_size"] * case["world_size"]))
+    found = indices(steps)
+    different = sum(a != b for a, b in zip(found, case["by_modality"], strict=False))
+    print(f"LLaVA's order of {len(case['lengths'])} records: {different} in another place")
+    assert found[: len(case["lengths"])] == case["by_modality"]
+    filled_up = [key for step in steps for row in step for key in row][len(case["lengths"]) :]
+    assert {epoch for epoch, _ in filled_up} <= {1}, "the reference's last step is short"
+
+
+def test_llavas_order_loses_nothing_in_any_epoch_and_keeps_kinds_apart() -> None:
+    draw = random.Random(1)
+    lengths = [draw.choice([-1, 1]) * draw.randint(1, 80) for _ in range(203)]
+    order = order_of(lengths, 4, seed=7)
+    for size in (8, 32):
+        steps = steps_of(order, size, 4)
+        assert all(len(step) == size for step in steps)
+        assert Counter(key for step in steps for row in step for key in row).most_common(1)[0][1] == 1
+        assert Counter(indices(steps)[: 203 * 4]) == Counter(dict.fromkeys(range(203), 4))
+        mixed = [len({lengths[row[0][1]] > 0 for row in step}) > 1 for step in steps]
+        assert sum(mixed) <= 3 * 4, "of each epoch what is left over, and the step that the next one fills up"
+        other = order_of(lengths, 4, seed=7)
+        assert list(other.steps(2, size)) == list(order.steps(2, size)), "without having been through epochs 0 and 1"
+    assert list(order_of(lengths, 4, seed=8).steps(0, 8)) != list(order.steps(0, 8))
+
+
+def test_llavas_order_of_a_mixture_and_of_fewer_records_than_a_step() -> None:
+    lengths = [RowLength(9, 0, index % 2, words=index + 1) for index in range(10)]
+    mixture = RecordOrder([4, 6], 3, weights=[3, 1], lengths=lengths, llava_batch=2)
+    drawn = [key for row in islice(mixture.rows(0), 20) for key in row]
+    grouped = [key for step in steps_of(mixture, 4, 2) for row in step for key in row]
+    assert Counter(grouped) == Counter(drawn)
+    few = order_of([5, -3, 2], 4, seed=1)
+    steps = steps_of(few, 8, 8)
+    assert [len(step) for step in steps] == [8, 8, 8] and Counter(indices(steps)) == Counter(dict.fromkeys(range(3), 8))
 
 
 # --- packing ---

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
 from sightbridge.config.data import DataSettings
 from sightbridge.config.load import read_recipe
 from sightbridge.errors import DataError, SettingsError
+from sightbridge.training.preflight import check_run
 from sightbridge.training.run import run_recipe
 from small_models import LLAMA, TOKENIZERS, TOWER
 
@@ -61,9 +63,24 @@ def test_packed_and_grouped_runs_have_the_loss_of_a_plain_one(recipe: Path, caps
     grouped = losses(recipe, "data.group_by_length=true", "training.batch_size=3", "training.accumulation=4")
     assert "an epoch packs 12 records into 3 rows of 48 positions, 65% full" in out
     assert plain[0]["grad_norm"] > 0.1
-    for line in (packed[0], grouped[0]):
+    llavas = losses(recipe, "data.group_by_length=llava", "training.batch_size=3", "training.accumulation=4")
+    for line in (packed[0], grouped[0], llavas[0]):
         assert line["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
         assert line["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)
+
+
+def test_llavas_order_counts_words_and_resumes(recipe: Path) -> None:
+    options = ["data.group_by_length=llava", "training.batch_size=2", "training.accumulation=2", "training.steps=6"]
+    loaded = read_recipe(str(recipe), [*options, "training.save_every=4"])
+    order = check_run(loaded).order
+    assert [length.words for length in order.lengths] == [9, 10, 9, 10, 2, 3, 2, 3, 2, 3, 2, 3]
+    assert order.llava_batch == 2 and not order.group_by_length
+    straight = run_recipe(loaded, recipe.parent / "straight")
+    run_recipe(loaded, recipe.parent / "killed")
+    newest = sorted((recipe.parent / "killed" / "checkpoints").iterdir())[-1]
+    rmtree(newest)
+    resumed = run_recipe(loaded, recipe.parent / "killed", resume=True)
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in straight]
 
 
 def test_a_mixture_is_announced_and_an_epoch_is_as_many_draws_as_records(
@@ -79,6 +96,10 @@ def test_settings_that_do_not_go_together() -> None:
     source = {"format": "llava", "path": "a.json"}
     with pytest.raises(ValueError, match="not both"):
         DataSettings.model_validate({"pack": True, "group_by_length": True})
+    with pytest.raises(ValueError, match="not both"):
+        DataSettings.model_validate({"pack": True, "group_by_length": "llava"})
+    with pytest.raises(SettingsError, match=r"data\.group_by_length"):
+        read_recipe("tiny/decoder-mlp", ["data.group_by_length=lava"])
     with pytest.raises(ValueError, match="counts only with mixture: weights"):
         DataSettings.model_validate({"train": [{**source, "weight": 2}]})
     DataSettings.model_validate({"train": [{**source, "weight": 2}, source], "mixture": "weights"})

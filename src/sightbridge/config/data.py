@@ -47,8 +47,10 @@ class DataSettings(Settings):
         description="concatenate: every record comes once per epoch; weights: every draw picks a source by its weight, "
         "then that source's next record, and an epoch is as many draws as there are records",
     )
-    group_by_length: bool = Field(
-        default=False, description="make batches of records of similar length, all with pictures or all without"
+    group_by_length: bool | Literal["llava"] = Field(
+        default=False,
+        description="make batches of records of similar length, all with pictures or all without; llava: exactly as "
+        "LLaVA's group_by_modality_length, by words",
     )
     pack: bool = Field(
         default=False,

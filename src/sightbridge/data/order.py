@@ -13,6 +13,9 @@ from itertools import accumulate, chain, count, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
+
+from sightbridge.data.modality_order import modality_order
 
 T = TypeVar("T")
 Key = tuple[int, int]
@@ -28,11 +31,15 @@ PACK_WINDOW = 1024
 
 
 class RowLength(NamedTuple):
-    """Positions of a record's row, image slots included; of its decoder's row (encoder-decoder only); its pictures."""
+    """Positions of a record's row, image slots included; of its decoder's row (encoder-decoder only); its pictures.
+
+    ``words`` of all turns are counted only where they matter, for LLaVA's order.
+    """
 
     tokens: int
     decoder_tokens: int
     images: int
+    words: int = 0
 
 
 class RowRoom(NamedTuple):
@@ -52,6 +59,7 @@ class RecordOrder:
             sources are concatenated, and every record comes once per epoch.
         lengths: of every record; grouping and packing need them.
         group_by_length: rows of a step have similar lengths, and all of them pictures or none.
+        llava_batch: records of a batch, for LLaVA's order (see ``modality_order``); ``None`` = another order.
         pack_to: room of a row that several records share; ``None`` = one record per row.
     """
 
@@ -63,14 +71,16 @@ class RecordOrder:
         weights: Sequence[float] | None = None,
         lengths: Sequence[RowLength] = (),
         group_by_length: bool = False,
+        llava_batch: int | None = None,
         pack_to: RowRoom | None = None,
     ) -> None:
-        assert not (group_by_length and pack_to), "packed rows are all about as long"
+        assert sum(map(bool, (group_by_length, llava_batch, pack_to))) <= 1, "one order excludes the others"
         self.sizes = sizes
         self.seed = seed
         self.weights = weights
         self.lengths = lengths
         self.group_by_length = group_by_length
+        self.llava_batch = llava_batch
         self.pack_to = pack_to
         self.total = sum(sizes)
         self._plans: dict[int, list[Keys]] = {}
@@ -104,6 +114,9 @@ class RecordOrder:
         Epochs are cut into steps together: no step is ever short, and one may run over an epoch's end.
         """
         first, end = self.steps_before(epoch, size), self.steps_before(epoch + 1, size)
+        if self.llava_batch:
+            yield from islice(chunked(self._llava_rows(epoch, size), size), end - first)
+            return
         rows = islice(self.rows(first * size), (end - first) * size)
         if not self.group_by_length:
             yield from chunked(rows, size)
@@ -120,6 +133,31 @@ class RecordOrder:
         epoch = next(epoch for epoch in count() if self.rows_before(epoch + 1) > start)
         skipped = start - self.rows_before(epoch)
         return chain(self._plan(epoch)[skipped:], chain.from_iterable(map(self._plan, count(epoch + 1))))
+
+    def _llava_rows(self, epoch: int, size: int) -> Iterator[Keys]:
+        """Rows in LLaVA's order without end, from the first step of ``size`` on that begins in ``epoch``.
+
+        The reference's last step of an epoch is short. Here records of the next epoch, drawn at random, fill it up, so
+        that the steps of every epoch are whole groups; those of the first are the reference's.
+        """
+        for number in count(epoch):
+            begun = min(-number * self.total % size, self.total)  # places of a step that began in the epoch before
+            generator = torch.Generator().manual_seed(self.seed + number)
+            keys = [(number, index) for index in range(self.total)]
+            if self.weights is not None:
+                keys = list(islice(self._keys(number * self.total), self.total))
+            if begun:
+                keys = [keys[place] for place in torch.randperm(self.total, generator=generator).tolist()]
+            if number > epoch:
+                yield from ((key,) for key in keys[:begun])
+            rest = sorted(keys[begun:])
+            lengths = [self._signed_words(index) for _, index in rest]
+            order = modality_order(lengths, self.llava_batch or 1, size // (self.llava_batch or 1), generator)
+            yield from ((rest[place],) for place in order)
+
+    def _signed_words(self, index: int) -> int:
+        length = self.lengths[index]
+        return length.words if length.images else -length.words
 
     def _keys(self, start: int) -> Iterator[Key]:
         if self.weights is None:

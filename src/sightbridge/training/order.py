@@ -7,6 +7,7 @@ from itertools import islice
 
 from sightbridge.config.recipe import Recipe, RunRecipe
 from sightbridge.data.order import RecordOrder, RowLength, RowRoom
+from sightbridge.data.record import Record
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.models.build import find_config
 from sightbridge.models.segments import check_packing
@@ -49,7 +50,8 @@ def make_order(recipe: RunRecipe, sizes: Sequence[int], lengths: Sequence[RowLen
         recipe.training.seed,
         weights=weights,
         lengths=lengths,
-        group_by_length=data.group_by_length,
+        group_by_length=data.group_by_length is True,
+        llava_batch=recipe.training.batch_size if data.group_by_length == "llava" else None,
         pack_to=row_room(recipe),
     )
 
@@ -68,6 +70,12 @@ def row_length(encoded: Encoded | Sequence[int], encoder_decoder: bool) -> RowLe
     if not isinstance(encoded, Encoded):
         return RowLength(len(encoded), 0, images=1)
     return RowLength(len(encoded.input_ids), len(encoded.labels) if encoder_decoder else 0, encoded.images)
+
+
+def count_words(record: Record) -> int:
+    """Length of a record for LLaVA's order: words of all its turns, split at white space, markers of pictures among
+    them."""
+    return sum(len((turn.text or "").split()) for turn in record.turns)
 
 
 def describe_order(recipe: RunRecipe, order: RecordOrder) -> list[str]:

@@ -23,7 +23,7 @@ from sightbridge.models.connectors import check_connector
 from sightbridge.models.context import position_limit
 from sightbridge.text.encode import NoTargetError
 from sightbridge.training.frozen_prefix import check_cache
-from sightbridge.training.order import check_order, make_order, row_length
+from sightbridge.training.order import check_order, count_words, make_order, row_length
 from sightbridge.training.processors import inside, make_any_processor
 
 Which = Literal["train", "validation"]
@@ -181,7 +181,7 @@ def _usable(recipe: ModelRecipe, which: Which, processor: AnyProcessor, watch: W
             left_out.append(BadSample(record.id, record.where, str(error), counts=False))
             length = RowLength(0, 0, 0)
         _check_room(length, room, record)
-        lengths.append(length)
+        lengths.append(length._replace(words=count_words(record)) if data.group_by_length == "llava" else length)
     usable: Sequence[int] = range(len(records))
     if places := {(bad.id, bad.where) for bad in left_out}:
         usable = [index for index, record in enumerate(records) if (record.id, record.where) not in places]
