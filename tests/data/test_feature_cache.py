@@ -267,7 +267,7 @@ def test_features_that_do_not_fit_are_refused():
 def test_views_need_a_number_when_pictures_are_drawn():
     with pytest.raises(SettingsError, match=r"image\.augment is 'crop_flip'.*data\.cache_views"):
         Views(AUGMENTED)
-    names = {Views(AUGMENTED, seed, 2).seen("a.png", training=True, epoch=epoch, record_id="r").drawn
+    names = {Views(AUGMENTED, seed, 2).seen(Record("r", ("a.png",), ()), training=True, epoch=epoch).drawn
              for seed in (0, 1) for epoch in range(4)}  # fmt: skip
     assert len(names) == 4
 

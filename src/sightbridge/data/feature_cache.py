@@ -5,8 +5,8 @@ FOLDER/3f2a.../key.json            what the features were made with
 FOLDER/3f2a.../77b0....safetensors features and the entries' names, see ``feature_shards``
 FOLDER/3f2a.../bad-0.jsonl         pictures that could not be opened
 
-An entry's name is the hash of its picture's content and what was drawn for the view: a changed picture, another crop or
-another seed is another entry, and two files with one content are one.
+An entry's name is the hash of its picture's content and what was drawn for the view, a crop or marks: a changed
+picture, another crop or another seed is another entry, and two files with one content are one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class FeatureCache(FeatureStore):
     def entry(self, view: View) -> str:
         """The name of a view's features. Raises ``ImageError`` if the picture is not there."""
         content = self.hashes.of(view.source)
-        return f"{content}/{view.drawn}" if view.drawn else content
+        return f"{content}/{view.name}" if view.name else content
 
     def entries(self, wanted: Iterable[View]) -> dict[str, View]:
         """The distinct views among ``wanted``, by entry, without those of files that are not there."""
@@ -171,7 +171,10 @@ def key_folders(folder: Path) -> Iterator[Path]:
     """The folders of all keys in a cache. Raises ``DataError`` if it is no cache."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such feature cache.")
-    return (path.parent for path in sorted(folder.glob(f"*/{KEY}")))
+    keys = sorted(folder.glob(f"*/{KEY}"))
+    if not keys and any(path.suffix != ".jsonl" for path in folder.iterdir()):  # an emptied cache keeps its hashes
+        raise DataError(f"{folder}: is no feature cache; expected a folder that 'sightbridge cache RECIPE' made.")
+    return (path.parent for path in keys)
 
 
 def write_key(folder: Path, key: CacheKey, about: dict[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sightbridge.config.data import CacheDtype
 from sightbridge.config.model import ImageSettings
+from sightbridge.data.marks import Drawing, drawing, realise
 from sightbridge.data.record import Record
 from sightbridge.errors import ImageError, SettingsError
 from sightbridge.images.fast import TRAIN_TRANSFORMS
@@ -32,7 +33,7 @@ class View:
     """A picture as the model sees it: through the fixed transform, or as view ``number`` drawn for a record.
 
     ``drawn`` names what was drawn and from which seed; equal names mean equal pixels. It is empty for the fixed
-    transform.
+    transform. ``marks`` are drawn on the picture before it is transformed.
     """
 
     source: ImageSource
@@ -40,14 +41,20 @@ class View:
     record_id: str = ""
     position: int = 0
     drawn: str = ""
+    marks: Drawing = Drawing((), "")
+
+    @property
+    def name(self) -> str:
+        """Equal for equal pixels of the same picture: all that was drawn; empty if nothing was."""
+        return " ".join(filter(None, (self.drawn, self.marks.name)))
 
 
 class Views:
     """The views that there are of every picture, and how each is made.
 
-    Without augmentation there is one. With it, training draws anew for every record and epoch, and of these draws the
-    first ``stored`` are views: epoch e sees view e % stored, which is exactly what it would have drawn without a store
-    as long as e < stored.
+    Without augmentation there is one. With it, or with marks on the picture, training draws anew for every record and
+    epoch, and of these draws the first ``stored`` are views: epoch e sees view e % stored, which is exactly what it
+    would have drawn without a store as long as e < stored.
 
     Args:
         image: how pictures become pixels.
@@ -69,38 +76,65 @@ class Views:
         self.image = image
         self.seed = seed
         self.stored = stored if image.augment != "none" else None
+        self._stored_marked = stored
         self._fixed = ImageTransform(image)
         self._decode = decode
         self._training = TRAIN_TRANSFORMS[decode](image, seed)
 
-    def seen(
-        self, source: ImageSource, *, training: bool = False, epoch: int = 0, record_id: str = "", position: int = 0
-    ) -> View:
-        """The view of ``source``, picture ``position`` of record ``record_id``, that is seen in ``epoch``."""
+    def epoch_seen(self, epoch: int) -> int:
+        """The epoch whose marks, and words about them, are seen in ``epoch``."""
+        return epoch % self._stored_marked if self._stored_marked else epoch
+
+    def seen(self, record: Record, position: int = 0, *, training: bool = False, epoch: int = 0) -> View:
+        """The view of picture ``position`` of ``record`` that is seen in ``epoch``, which it was realised for."""
+        source = record.images[position]
         if not training:
-            return View(source)
+            return View(source, marks=drawing(record, position))
+        marks = drawing(record, position, (self.seed, self.epoch_seen(epoch)))
         if self.stored is None:
-            return View(source, drawn="fast" if self._decode == "fast" else "")
+            return View(source, drawn="fast" if self._decode == "fast" else "", marks=marks)
         number = epoch % self.stored
         crop = f"{self.image.augment} {self.image.crop_scale[0]:g} {self.image.crop_scale[1]:g}"
-        drawn = f"{self._decode} {crop}/{self.seed}/{number}/{position}/{record_id}"
-        return View(source, number, record_id, position, drawn)
+        drawn = f"{self._decode} {crop}/{self.seed}/{number}/{position}/{record.id}"
+        return View(source, number, record.id, position, drawn, marks)
 
     def of(self, records: Iterable[Record], training: bool) -> Iterator[View]:
-        """Every view of the pictures of ``records``; a picture in several of them comes several times."""
+        """Every view of the pictures of ``records``; a picture in several of them comes several times.
+
+        Raises ``SettingsError`` for marks that training draws anew in every epoch, if no number of views is given.
+        """
         for record in records:
-            for position, source in enumerate(record.images):
-                for number in range(self.stored or 1) if training else (0,):
-                    yield self.seen(source, training=training, epoch=number, record_id=record.id, position=position)
+            for epoch in self._epochs(record) if training else (0,):
+                drawn = realise(record, self.seed, epoch) if training else record
+                for position in range(len(drawn.images)):
+                    yield self.seen(drawn, position, training=training, epoch=epoch)
+
+    def _epochs(self, record: Record) -> range:
+        """The epochs in which training draws a record anew."""
+        check_marks(record, self._stored_marked)
+        is_marked = bool(record.marks or record.plan)
+        return range((self._stored_marked if is_marked else self.stored) or 1)
 
     def open(self, view: View) -> Tensor:
         """Normalised pixels (3, size, size) of a view; raises ``ImageError`` for a picture that cannot be opened."""
+        source = view.marks.on(view.source, self.image.size)
         if not view.drawn:
-            return self._fixed(load_image(view.source))
-        pixels = self._training.open(view.source, epoch=view.number, record_id=view.record_id, position=view.position)
+            return self._fixed(load_image(source))
+        pixels = self._training.open(source, epoch=view.number, record_id=view.record_id, position=view.position)
         if pixels.dtype == torch.uint8:  # as the tower would normalise them
             return normalise(pixels[None], self.image.mean, self.image.std)[0]
         return pixels
+
+
+def check_marks(record: Record, stored: int | None) -> None:
+    """Raise ``SettingsError`` if a training record's marks are drawn anew in every epoch, so nothing can be stored."""
+    if (record.marks or record.plan) and stored is None:
+        raise SettingsError(
+            f"{record.where or record.id}: marks a part of its picture, which is drawn anew in every epoch, but stored "
+            "features need the same picture again. Store several drawn views of every such picture (data.cache_views=4; "
+            "as many as epochs change nothing, fewer repeat), or set data.cache=null.",
+            key="data.cache",
+        )
 
 
 def check_views(image: ImageSettings, stored: int | None) -> None:
@@ -188,7 +222,7 @@ class MemoryFeatures(FeatureStore):
 
 
 def _memory_key(view: View) -> tuple[str, str]:
-    return image_key(view.source), view.drawn
+    return image_key(view.source), view.name
 
 
 def keep_in_memory(

@@ -13,6 +13,7 @@ from sightbridge.batch import IGNORE_INDEX, Batch
 from sightbridge.config.model import ImageSettings, PromptSettings
 from sightbridge.data.connector_text import ConnectorText
 from sightbridge.data.feature_store import FeatureStore
+from sightbridge.data.marks import drawing, realise
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SettingsError
 from sightbridge.images.fast import TRAIN_TRANSFORMS
@@ -52,7 +53,7 @@ class Processor:
         image: how pictures become pixels.
         tokens_per_image: slots that one picture fills.
         encoder_decoder: whether the language model is one; the template must agree.
-        seed: of what is drawn while training (crops, ``split_answer``), together with epoch and record.
+        seed: of what is drawn while training (crops, marks, ``split_answer``), together with epoch and record.
         decode: how pictures are opened while training; "fast" gives bytes, which the vision tower normalises.
         connector_text: tokenises the question for a connector that reads it; ``None`` for every other connector.
 
@@ -128,13 +129,15 @@ class Processor:
         features: FeatureStore | None = None,
     ) -> Row:
         """Make one record ready; ``features`` replaces opening its pictures. Arguments and errors as for a call."""
+        drawn_in = epoch if features is None else features.views.epoch_seen(epoch)
+        record = realise(record, self.seed, drawn_in) if training else record  # words and marks from one draw
         encoded = self.encode(record, for_generation=for_generation, training=training, epoch=epoch)
         images = record.images[: encoded.images]  # the switch drop_cut_images may have dropped the last ones
         if not images:
             return Row(record.id, encoded)
         asked = tuple(self.connector_text.ids(record.turns)[: len(images)]) if self.connector_text else ()
         if features is not None:
-            stored = [self._look_up(features, source, record, i, training, epoch) for i, source in enumerate(images)]
+            stored = [self._look_up(features, record, i, training, epoch) for i in range(len(images))]
             return Row(record.id, encoded, features=torch.stack(stored), asked=asked)
         pixels = [self._open(source, record, i, training, epoch) for i, source in enumerate(images)]
         return Row(record.id, encoded, pixels=torch.stack(pixels), asked=asked)
@@ -143,6 +146,7 @@ class Processor:
         self, record: Record, *, for_generation: bool = False, training: bool = False, epoch: int = 0
     ) -> Encoded:
         """Make ids, slots and labels of a record without opening its pictures. Arguments and errors as for a call."""
+        record = realise(record, self.seed, epoch) if training else record
         try:
             rendered = render(
                 self.template,
@@ -178,18 +182,18 @@ class Processor:
         return encoded
 
     def _open(self, source: ImageSource, record: Record, position: int, training: bool, epoch: int) -> Tensor:
+        marks = drawing(record, position, (self.seed, epoch) if training else None)
         try:
+            source = marks.on(source, self.image_settings.size)
             if training:
                 return self.train_transform.open(source, epoch=epoch, record_id=record.id, position=position)
             return self.transform(load_image(source))
         except ImageError as error:
             raise ImageError(f"{record.where or record.id}, picture {position + 1}: {error}") from error
 
-    def _look_up(
-        self, features: FeatureStore, source: ImageSource, record: Record, position: int, training: bool, epoch: int
-    ) -> Tensor:
+    def _look_up(self, features: FeatureStore, record: Record, position: int, training: bool, epoch: int) -> Tensor:
         """Find what ``_open`` would have opened, already encoded."""
-        view = features.views.seen(source, training=training, epoch=epoch, record_id=record.id, position=position)
+        view = features.views.seen(record, position, training=training, epoch=epoch)
         try:
             return features[view]
         except ImageError as error:

@@ -90,6 +90,10 @@ class QFormerProcessor:
             raise DataError(
                 f"{where}: has {len(record.images)} pictures; the first stage learns from captions of one picture each."
             )
+        if record.marks or record.plan:
+            raise DataError(
+                f"{where}: marks a part of its picture, but the first stage learns from captions of whole pictures."
+            )
         caption = next((turn.text for turn in reversed(record.turns) if turn.role == "assistant"), None)
         ids = self._caption_ids(caption or "")
         if len(ids) == 2:
@@ -106,8 +110,8 @@ class QFormerProcessor:
         image_id = stable_id(str(record.meta.get("image_id", key)))
         try:
             if features is not None:
-                view = features.views.seen(source, training=training, epoch=epoch, record_id=record.id)
-                return CaptionRow(record.id, text_ids, image_id, key + view.drawn, features=features[view])
+                view = features.views.seen(record, training=training, epoch=epoch)
+                return CaptionRow(record.id, text_ids, image_id, key + view.name, features=features[view])
             if not training:
                 return CaptionRow(record.id, text_ids, image_id, key, self.transform(load_image(source)))
             pixels = self.train_transform.open(source, epoch=epoch, record_id=record.id)

@@ -302,10 +302,10 @@ class _Features(FeatureStore):
     def __init__(self, model: VisionLanguageModel, processor: Processor) -> None:
         super().__init__(Views(processor.image_settings.model_copy(update={"augment": "none"})))
         self._model = model
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[str, str], Tensor] = {}
 
     def __getitem__(self, view: View) -> Tensor:
-        key = image_key(view.source)
+        key = image_key(view.source), view.name
         if key not in self._kept:
             with torch.no_grad():
                 self._kept[key] = encode_images(self._model, self.views.open(view)[None])[0]
@@ -317,7 +317,7 @@ class _Features(FeatureStore):
     def keep(self, pictures: Sequence[Picture]) -> None:
         """Forget all others."""
         keys = {image_key(picture.source) for picture in pictures}
-        self._kept = {key: features for key, features in self._kept.items() if key in keys}
+        self._kept = {key: features for key, features in self._kept.items() if key[0] in keys}
 
 
 def takes_system(template: PromptTemplate) -> bool:
