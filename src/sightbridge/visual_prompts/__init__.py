@@ -4,8 +4,28 @@ The shapes, their distributions and their wording are those of ViP-LLaVA (https:
 https://github.com/WisconsinAIVision/ViP-LLaVA), which trained models to follow them.
 """
 
+from sightbridge.visual_prompts.contact_sheet import draw_contact_sheet
 from sightbridge.visual_prompts.drawing import draw
-from sightbridge.visual_prompts.mark import COLOURS, PREPOSITIONS, Mark, Shape
-from sightbridge.visual_prompts.region import Region
+from sightbridge.visual_prompts.mark import COLOURS, PREPOSITIONS, SHAPES, Colour, Mark, Shape, parse_colour
+from sightbridge.visual_prompts.masks import region_from_mask, region_from_rle
+from sightbridge.visual_prompts.random_marks import random_mark, random_marks
+from sightbridge.visual_prompts.region import Region, region_from_polygons, region_from_strokes
 
-__all__ = ["COLOURS", "PREPOSITIONS", "Mark", "Region", "Shape", "draw"]
+__all__ = [
+    "COLOURS",
+    "PREPOSITIONS",
+    "SHAPES",
+    "Colour",
+    "Mark",
+    "Region",
+    "Shape",
+    "draw",
+    "draw_contact_sheet",
+    "parse_colour",
+    "random_mark",
+    "random_marks",
+    "region_from_mask",
+    "region_from_polygons",
+    "region_from_rle",
+    "region_from_strokes",
+]
