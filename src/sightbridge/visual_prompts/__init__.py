@@ -7,7 +7,7 @@ https://github.com/WisconsinAIVision/ViP-LLaVA), which trained models to follow 
 from sightbridge.visual_prompts.contact_sheet import draw_contact_sheet
 from sightbridge.visual_prompts.drawing import draw
 from sightbridge.visual_prompts.mark import COLOURS, PREPOSITIONS, SHAPES, Colour, Mark, Shape, parse_colour
-from sightbridge.visual_prompts.masks import region_from_mask, region_from_rle
+from sightbridge.visual_prompts.masks import decode_rle, region_from_mask, region_from_rle
 from sightbridge.visual_prompts.random_marks import random_mark, random_marks
 from sightbridge.visual_prompts.region import Region, region_from_polygons, region_from_strokes
 
@@ -19,6 +19,7 @@ __all__ = [
     "Mark",
     "Region",
     "Shape",
+    "decode_rle",
     "draw",
     "draw_contact_sheet",
     "parse_colour",

@@ -1,4 +1,4 @@
-"""Drawing marks on a picture: each is painted on a layer of its own, as opaque as its alpha, and laid over the picture."""
+"""Drawing marks on a picture: each is painted on a layer of its own, and laid over the picture with its alpha."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ MAX_WIDTH = 336
 
 
 def parse_colour(text: str) -> tuple[Colour, str | None]:
-    """Return the colour that ``text`` says (``red``, ``#ff0000`` or ``255,0,0``) and its name, if it is one of the nine.
+    """Return the colour that ``text`` says (``red``, ``#ff0000``, ``255,0,0``), and its name if it is one of the nine.
 
     Raises ``DataError`` for anything else.
     """

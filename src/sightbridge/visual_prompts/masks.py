@@ -43,6 +43,8 @@ def region_from_rle(rle: Mapping[str, Any], label: str = "", image: int = 0) -> 
 
 def decode_rle(rle: Mapping[str, Any]) -> Image.Image:
     """Return the mask, of mode L with 255 inside, of run lengths as ``region_from_rle`` takes them."""
+    if not isinstance(rle, Mapping):
+        raise DataError("run lengths are given as {'size': [height, width], 'counts': ...}.")
     size, counts = rle.get("size"), rle.get("counts")
     if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
         raise DataError(f"'size' of run lengths is {size!r}, expected [height, width].")
@@ -62,7 +64,10 @@ def decode_rle(rle: Mapping[str, Any]) -> Image.Image:
 
 
 def _read_counts(text: bytes) -> list[int]:
-    """Numbers of five bits a character, the sixth says that more follow; from the third on differences to the last but one."""
+    """Numbers of five bits a character, of which the sixth says that more follow.
+
+    From the fourth on they are differences to the last number but one.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text:

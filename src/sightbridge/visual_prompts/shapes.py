@@ -143,13 +143,14 @@ def _arrow(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[Str
     head = max(rng.uniform(0.2, 0.5) * length, int(6 * scale), 1)
     # The least head is longer than some drawn lengths, for which the reference's shaft comes out on the other side.
     tail = _away(target, angle, max(length - head, head))
-    shaft = (target, tail)
+    filled = rng.random() < 0.5
+    tip = _away(target, angle, head / 2) if filled else target  # under a filled head no shaft is seen
+    shaft = (tip, tail)
     if rng.random() < 0.5:
         bend = 5 * int(scale)
-        middle = ((target[0] + tail[0]) / 2 + rng.uniform(-bend, bend), (target[1] + tail[1]) / 2)
-        shaft = (target, (middle[0], middle[1] + rng.uniform(-bend, bend)), tail)
+        middle = ((tip[0] + tail[0]) / 2 + rng.uniform(-bend, bend), (tip[1] + tail[1]) / 2 + rng.uniform(-bend, bend))
+        shaft = (tip, middle, tail)
     sides = (_away(target, angle - HEAD_ANGLE, head), target, _away(target, angle + HEAD_ANGLE, head))
-    filled = rng.random() < 0.5
     return [Stroke("line", shaft, width), Stroke("polygon", sides) if filled else Stroke("line", sides, width)]
 
 
