@@ -207,8 +207,11 @@ def test_gc_keeps_what_recipes_use(
     (path,) = shards(cache)
     assert len(read_entries(open_shard(path))) == 9 and open_shard(path).get_tensor("values").dtype == torch.float32
     assert train(workplace, tmp_path / "again", *stored) == before
-    assert run_command("cache", "gc", tmp_path / "nowhere") == 1
-    assert "no such feature cache" in capsys.readouterr().err
+    for verb in ("gc", "info", "verify"):
+        assert run_command("cache", verb, tmp_path / "nowhere") == 1
+        assert "no such feature cache" in capsys.readouterr().err
+        assert run_command("cache", verb, workplace.scenes) == 1
+        assert f"{workplace.scenes}: is no feature cache" in capsys.readouterr().err
 
 
 def test_broken_pictures_are_reported_and_stay_bad_samples(

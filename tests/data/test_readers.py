@@ -121,6 +121,10 @@ def test_broken_files(tmp_path, text, message):
 def test_unreadable_files(tmp_path):
     with pytest.raises(DataError, match="cannot read the annotation file"):
         list(READERS["llava"](tmp_path / "nowhere.json", tmp_path))
+    with pytest.raises(DataError, match="is a folder, expected an annotation file"):
+        list(READERS["llava"](tmp_path, tmp_path))
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        list(READERS["llava"](Path("/dev/zero"), tmp_path))
     (tmp_path / "latin.json").write_bytes('[{"id": "ä"}]'.encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
         list(READERS["llava"](tmp_path / "latin.json", tmp_path))

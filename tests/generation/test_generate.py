@@ -97,6 +97,15 @@ def test_prompt_and_answer_must_fit_into_the_language_model() -> None:
         assert all(len(row) == 10 for row in run(model, batch, max_new_tokens=10))
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_broken_weights_do_not_answer(family: str) -> None:
+    model = lively_model(family)
+    with torch.no_grad():
+        next(model.language_model.parameters())[:] = torch.nan
+    with pytest.raises(DataError, match="scores are not numbers"):
+        run(model, batch_of(model))
+
+
 def test_several_ends_and_none() -> None:
     model = lively_model("llama")
     batch = batch_of(model)

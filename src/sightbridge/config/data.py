@@ -73,7 +73,9 @@ class DataSettings(Settings):
         description="how pictures are opened in training: exact, as by transformers' Pillow processors; fast, two to "
         "three times as many per core, up to 2 of 255 grey levels off. Validation and caches are always exact",
     )
-    workers: int = Field(default=0, ge=0, description="processes that open pictures; 0 = in the training process")
+    workers: int = Field(
+        default=0, ge=0, le=256, description="processes that open pictures; 0 = in the training process"
+    )
     cache: str | None = Field(
         default=None,
         description="where the output of what is frozen in front of the first trained weight is kept, so that it runs "

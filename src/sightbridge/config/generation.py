@@ -14,11 +14,11 @@ class GenerationSettings(Settings):
     min_new_tokens: int = Field(
         default=0, ge=0, description="an answer does not end before so many tokens, unless by a stop text"
     )
-    num_beams: int = Field(default=1, ge=1, description="1 = no beam search")
+    num_beams: int = Field(default=1, ge=1, le=1024, description="1 = no beam search")
     length_penalty: float = Field(
         default=1.0, description="beam search: above 1 favours long, below favours short answers"
     )
-    num_answers: int = Field(default=1, ge=1, description="answers per prompt (beam search or sampling)")
+    num_answers: int = Field(default=1, ge=1, le=1024, description="answers per prompt (beam search or sampling)")
     sample: bool = Field(default=False, description="draw tokens instead of taking the likeliest")
     temperature: float = Field(default=1.0, gt=0, description="sampling: below 1 sharpens, above 1 flattens")
     top_p: float = Field(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -23,6 +24,7 @@ from sightbridge.errors import SettingsError
 __all__ = [
     "LoadedRecipe",
     "Setting",
+    "atomic_file",
     "describe",
     "load_recipe",
     "read_recipe",
@@ -197,11 +199,21 @@ def save_resolved(recipe: AnyRecipe, path: str | Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a UTF-8 file that other processes see either not at all or complete, also after a crash."""
+    with atomic_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[TextIO]:
+    """Yield a UTF-8 file to write piece by piece, which takes the place of ``path`` once all of it is on the disk.
+
+    If the block raises, ``path`` stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -116,7 +116,7 @@ class LoraSettings(Settings):
         description="instead of a preset: names of linear layers such as [q_proj, v_proj], or one regular expression "
         "that matches whole names",
     )
-    r: int = Field(default=8, ge=1, description="rank of the adapters")
+    r: int = Field(default=8, ge=1, le=8192, description="rank of the adapters")
     alpha: int = Field(default=16, ge=1, description="what adapters add is multiplied by alpha / r")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="of the adapters' inputs, while they train")
 
@@ -130,7 +130,7 @@ class LoraSettings(Settings):
 class ImageSettings(Settings):
     """How a picture becomes pixels. Resizing is Pillow's bicubic, as in every seed system."""
 
-    size: int = Field(default=224, ge=1, description="side of the square the tower sees, in pixels")
+    size: int = Field(default=224, ge=1, le=8192, description="side of the square the tower sees, in pixels")
     fit: Literal["squash", "crop", "pad"] = Field(
         default="squash",
         description="squash: resize to the square, ignoring the aspect ratio (BLIP); crop: resize the shorter side, "

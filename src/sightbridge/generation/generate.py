@@ -117,7 +117,7 @@ def _configure(settings: GenerationSettings, config: Any, eos_ids: Sequence[int]
 
 def _score_steps(settings: GenerationSettings, device: torch.device) -> list[LogitsProcessor]:
     """What is done to the scores of a step before the largest is taken, in transformers' order."""
-    steps: list[LogitsProcessor] = []
+    steps: list[LogitsProcessor] = [OnlyNumbers()]
     if settings.repetition_penalty != 1:  # given to transformers as a setting, it warns that the prompt does not count
         steps.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
     if settings.sample:
@@ -128,6 +128,19 @@ def _score_steps(settings: GenerationSettings, device: torch.device) -> list[Log
             steps.append(TopPLogitsWarper(settings.top_p))
         steps.append(Draw(settings, device))
     return steps
+
+
+class OnlyNumbers(LogitsProcessor):
+    """Stops where the model makes no sense any more: T5's feed-forward overflows in float16, a weight is broken."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the scores (rows, V) as they are; raises ``DataError`` if one is not a number."""
+        if scores.isnan().any():
+            raise DataError(
+                "the language model's scores are not numbers: a weight of the model is broken, or it overflows in "
+                "float16 (use float32 or bfloat16)"
+            )
+        return scores
 
 
 class Draw(LogitsProcessor):

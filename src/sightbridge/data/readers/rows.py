@@ -31,6 +31,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
     lines are skipped, and empty cells of a table left out of their rows. Raises ``DataError`` for a file that is
     missing, not UTF-8, not JSON or a table, or made of anything but objects.
     """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"{path}: is {kind}, expected an annotation file.")
     try:
         with path.open(encoding="utf-8-sig", newline="" if path.suffix in DELIMITERS else None) as file:
             rows = _table_rows(path, file) if path.suffix in DELIMITERS else _json_rows(path, file)

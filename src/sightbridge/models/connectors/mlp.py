@@ -11,7 +11,7 @@ from sightbridge.config.base import Settings
 class MLPOptions(Settings):
     """LLaVA's ``mlp{N}x_gelu``; ViP-LLaVA puts a LayerNorm in front, because it joins layers of unequal scale."""
 
-    layers: int = Field(2, ge=1, description="linear layers, with an exact (erf) GELU between them")
+    layers: int = Field(2, ge=1, le=64, description="linear layers, with an exact (erf) GELU between them")
     input_norm: bool = Field(False, description="LayerNorm over the features in front (ViP-LLaVA)")
     input_norm_eps: float = Field(1e-5, gt=0, description="epsilon of that LayerNorm")
 
