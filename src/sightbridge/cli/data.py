@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.cli.data_flatten import flatten
 from sightbridge.cli.data_mix import mix
 
 app = typer.Typer(no_args_is_help=True, help="Make data to train on and to play with.")
@@ -99,3 +100,4 @@ def scenes(
 
 
 app.command("mix")(mix)
+app.command("flatten")(flatten)
