@@ -34,6 +34,11 @@ class SourceSettings(Settings):
     frames: int | None = Field(
         default=None, ge=1, le=512, description="pictures of each video, evenly spread over it; null = the format's own"
     )
+    regions: Literal["corrected", "exact"] | None = Field(
+        default=None,
+        description="format vip_llava: region data as it was meant to be (corrected, the default), or exactly as "
+        "ViP-LLaVA's code made it, rows without their pictures included",
+    )
 
 
 class DataSettings(Settings):

@@ -6,6 +6,8 @@ Target masks follow from this in one pass. Nothing is tokenised twice to count, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import and_
 from typing import Any
 
 from sightbridge.errors import DataError
@@ -39,13 +41,19 @@ def tokenise_with_mask(tokenizer: Any, parts: Sequence[tuple[str, bool]], where:
     else:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         spans = _spans_by_decoding(tokenizer, ids, text, targets, where)
-    return ids, [_is_target(text, targets, span) for span in spans]
+    return ids, _targets_among(spans, text, targets)
 
 
-def _is_target(text: str, targets: list[bool], span: Span) -> bool:
-    positions = range(*span)
-    words = [i for i in positions if not text[i].isspace()]
-    return any(targets[i] for i in words or positions)
+def _targets_among(spans: Sequence[Span], text: str, targets: list[bool]) -> list[bool]:
+    """Which tokens are targets; counts up to every character say what a span holds without looking at it again."""
+    is_solid = [not character.isspace() for character in text]
+    solid = [0, *accumulate(is_solid)]
+    wanted = [0, *accumulate(targets)]
+    wanted_solid = [0, *accumulate(map(and_, is_solid, targets))]
+    return [
+        wanted_solid[end] > wanted_solid[start] if solid[end] > solid[start] else wanted[end] > wanted[start]
+        for start, end in spans
+    ]
 
 
 def _undo_trimming(spans: Sequence[Span], tokens: list[str], text: str) -> list[Span]:
