@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sightbridge.config.data import CacheDtype
 from sightbridge.config.model import ImageSettings
-from sightbridge.data.marks import Drawing, drawing, realise
+from sightbridge.data.marks import NO_MARKS, Drawing, drawing, realise
 from sightbridge.data.record import Record
 from sightbridge.errors import ImageError, SettingsError
 from sightbridge.images.fast import TRAIN_TRANSFORMS
@@ -41,7 +41,7 @@ class View:
     record_id: str = ""
     position: int = 0
     drawn: str = ""
-    marks: Drawing = Drawing((), "")
+    marks: Drawing = NO_MARKS
 
     @property
     def name(self) -> str:
@@ -130,9 +130,9 @@ def check_marks(record: Record, stored: int | None) -> None:
     """Raise ``SettingsError`` if a training record's marks are drawn anew in every epoch, so nothing can be stored."""
     if (record.marks or record.plan) and stored is None:
         raise SettingsError(
-            f"{record.where or record.id}: marks a part of its picture, which is drawn anew in every epoch, but stored "
-            "features need the same picture again. Store several drawn views of every such picture (data.cache_views=4; "
-            "as many as epochs change nothing, fewer repeat), or set data.cache=null.",
+            f"{record.where or record.id}: marks a part of its picture anew in every epoch, but stored "
+            "features need the same picture again. Store several drawn views of every such picture "
+            "(data.cache_views=4; as many as epochs change nothing, fewer repeat), or set data.cache=null.",
             key="data.cache",
         )
 

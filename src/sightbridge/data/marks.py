@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sightbridge.data.record import Record
-from sightbridge.errors import ImageError
+from sightbridge.errors import DataError, ImageError
 from sightbridge.images.load import ImageSource, load_image
 from sightbridge.visual_prompts import Mark, Region, draw
 
@@ -90,15 +90,13 @@ class Drawing:
         if not self.marks:
             return source
         picture = load_image(source)
-        marks = [_located(mark) for mark in self.marks]
-        for mark in marks:
-            left, top, right, bottom = mark.region.box
-            if left >= picture.width or top >= picture.height or right < 0 or bottom < 0:
-                raise ImageError(
-                    f"the box {list(mark.region.box)} lies outside of the picture, which has {picture.width} x "
-                    f"{picture.height} pixels. Boxes are left, top, right, bottom, in pixels of the picture's file."
-                )
-        return draw(picture, marks, random.Random(self.seed), anchor=anchor)
+        try:
+            return draw(picture, [_located(mark) for mark in self.marks], random.Random(self.seed), anchor=anchor)
+        except DataError as error:  # the annotation does not belong to this picture
+            raise ImageError(str(error)) from error
+
+
+NO_MARKS = Drawing((), "")
 
 
 def _located(mark: Mark) -> Mark:

@@ -13,6 +13,7 @@ from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
 from sightbridge.config.recipe import Recipe
 from sightbridge.data.bad_samples import BadSample, BadSamples, check_images
+from sightbridge.data.feature_store import check_marks
 from sightbridge.data.order import RecordOrder, RowLength
 from sightbridge.data.readers import get_reader, read_sources
 from sightbridge.data.record import Record
@@ -172,6 +173,8 @@ def _usable(recipe: ModelRecipe, which: Which, processor: AnyProcessor, watch: W
     left_out = check_images(records)
     BadSamples(len(records), data.bad_limit).add(left_out)
     for record in watch(records, f"checking {which} records"):
+        if which == "train" and data.cache is not None:
+            check_marks(record, data.cache_views)
         try:
             length = row_length(processor.encode(record, training=True), processor.encoder_decoder)
         except NoTargetError as error:

@@ -1,7 +1,8 @@
 """Annotation files: one reader per format, all of them yielding records.
 
 A reader is a function ``(path, images_folder)`` that yields records, or returns a list of them that is read lazily;
-one of ``VIDEO_FORMATS`` also takes ``frames``. Adding one is a file and a line in ``READERS``.
+one of ``VIDEO_FORMATS`` also takes ``frames``, one of ``REGION_FORMATS`` ``regions``. Adding one is a file and a line
+in ``READERS``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sightbridge.data.readers.mblip import read_mblip
 from sightbridge.data.readers.minigpt4qwen import read_minigpt4qwen
 from sightbridge.data.readers.paddlemix import read_paddlemix
 from sightbridge.data.readers.tables import read_arrow, read_jsonl, read_parquet
+from sightbridge.data.readers.vip_llava import Fidelity, read_vip_llava
 from sightbridge.data.readers.vqa import read_vqa
 from sightbridge.data.readers.webdataset import read_webdataset
 from sightbridge.data.record import Record
@@ -30,6 +32,7 @@ Reader = Callable[..., Iterable[Record]]
 
 READERS: dict[str, Reader] = {
     "llava": read_llava,
+    "vip_llava": read_vip_llava,
     "coco_caption": read_coco_caption,
     "vg_caption": read_coco_caption,
     "paddlemix": read_paddlemix,
@@ -44,6 +47,8 @@ READERS: dict[str, Reader] = {
 }
 VIDEO_FORMATS = ("minigpt4qwen",)
 """Formats whose rows may hold videos."""
+REGION_FORMATS = ("vip_llava",)
+"""Formats whose rows may be about parts of pictures."""
 
 
 def get_reader(name: str) -> Reader:
@@ -79,6 +84,7 @@ def read_source(source: SourceSettings, root: Path) -> Sequence[Record]:
         limit=source.limit,
         prompt=source.prompt,
         frames=source.frames,
+        regions=source.regions,
     )
 
 
@@ -92,6 +98,7 @@ def load_records(
     limit: int | None = None,
     prompt: str | None = None,
     frames: int | None = None,
+    regions: Fidelity | None = None,
 ) -> Sequence[Record]:
     """Read an annotation file, to look at its records: ``print(load_records("coco_caption", "train.json")[0])``.
 
@@ -104,19 +111,27 @@ def load_records(
         limit: read only so many records, behind those left out.
         prompt: what the user says behind the pictures, with ``{}`` for the words of the record.
         frames: pictures of each video, if not as many as the reader takes by itself.
+        regions: of data about parts of pictures: "corrected" (the default), or "exact", with the original's slips.
 
     Raises:
-        SettingsError: unknown format or clean-up, or ``frames`` of a format without videos.
+        SettingsError: unknown format or clean-up, or one of ``frames`` and ``regions``, or ``clean`` and ``prompt``,
+            of a format that has no use for it.
         DataError: a row is wrong.
     """
     path = Path(path).expanduser()
     if clean is not None and clean not in CLEANUPS:
         known = ", ".join(CLEANUPS)
         raise SettingsError(f"unknown clean-up '{clean}'. Known: {known}.{nearest(clean, list(CLEANUPS))}", "clean")
-    reader, options = get_reader(format), {} if frames is None else {"frames": frames}
-    if options and format not in VIDEO_FORMATS:
+    reader = get_reader(format)
+    options = {key: value for key, value in {"frames": frames, "regions": regions}.items() if value is not None}
+    if frames is not None and format not in VIDEO_FORMATS:
         known = ", ".join(VIDEO_FORMATS)
         raise SettingsError(f"'frames' are of videos, which '{format}' does not have. Formats with videos: {known}.")
+    if regions is not None and format not in REGION_FORMATS:
+        known = ", ".join(REGION_FORMATS)
+        raise SettingsError(f"'regions' are of data about parts of pictures, which '{format}' is not, but {known} is.")
+    if (clean or prompt) and format in REGION_FORMATS:
+        raise SettingsError(f"the texts of '{format}' are drawn anew in every epoch: leave out 'clean' and 'prompt'.")
     found = reader(path, path.parent if images is None else Path(images).expanduser(), **options)
     end = None if limit is None else skip + limit
     if isinstance(found, Sequence):
