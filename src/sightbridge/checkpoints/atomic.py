@@ -35,6 +35,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside ``target`` to write a file to; at the end it takes the place of ``target``.
+
+    If the block raises, or the process is killed, ``target`` stays as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(target, "partial")
+    try:
+        yield partial
+        _flush_entry(partial)
+        partial.replace(target)
+        _flush_entry(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def existing_folder(target: Path) -> Path:
     """Return where ``target`` is now: at its place, or moved away by a save that is under way or was killed."""
     previous = _beside(target, "previous")

@@ -21,6 +21,7 @@ from sightbridge.checkpoints.manifest import (
     inner_path,
     read_manifest,
 )
+from sightbridge.checkpoints.mm_projector import load_mm_projector
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
 from sightbridge.checkpoints.projection import PROJECTION, load_without_projection, why_fresh
 from sightbridge.checkpoints.rest import load_rest, remember_origin
@@ -59,13 +60,16 @@ def init_from(
     ``fresh_projection`` asks for it (mBLIP's ``random_init_projection``); so a bridge learns to lead elsewhere.
 
     Adapters are taken if the model has some of the same kind on the same language model. ``folder`` may also be the
-    PEFT folder of such adapters alone. ``parts`` are those to take (``adapters`` too), by default all.
+    PEFT folder of such adapters alone, or a file that holds a connector as LLaVA saves it (see ``mm_projector``).
+    ``parts`` are those to take (``adapters`` too), by default all.
 
     Raises ``CheckpointError`` if the folder is no model or damaged, a part there has other weights or shapes than here,
     or not a single part is to be had; ``SettingsError`` for a random projection that would not learn.
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
     report = InitReport()
+    if folder.is_file():
+        return _from_projector_file(model, folder, parts)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / MANIFEST).exists():
         return _from_peft_folder(model, folder)
     manifest = read_manifest(folder)
@@ -142,6 +146,18 @@ def _load_qformer(
     connector.filled_by_init_from = True  # type: ignore[assignment]
     report.taken.append(f"connector: {count:,} weights")
     report.left.append(f"connector: its projection, which begins with random weights: {reason}")
+
+
+def _from_projector_file(model: nn.Module, path: Path, parts: Collection[str] | None) -> InitReport:
+    """Fill the connector of a model from a file of LLaVA's that holds nothing else."""
+    connector = getattr(model, "connector", None)
+    if connector is None or (parts is not None and "connector" not in parts):
+        what = "there is none here to fill" if connector is None else "training.init_parts does not ask for it"
+        raise CheckpointError(f"{path}: holds a connector, and {what}.")
+    report = InitReport(*load_mm_projector(connector, path))
+    remember_origin(connector, None)  # such a file is no model folder to look the weights up in
+    connector.filled_by_init_from = True
+    return report
 
 
 def _from_peft_folder(model: nn.Module, folder: Path) -> InitReport:

@@ -1,0 +1,195 @@
+"""LLaVA's ``mm_projector.bin``: a bridge alone, as the LLaVA family saves it behind its first stage.
+
+The keys begin with ``model.mm_projector.``, in older files and CLIP-FlanT5's with ``mm_projector.``, in the
+``non_lora_trainables.bin`` of a LoRA run with ``base_model.model.`` in front of that. What follows is ``0`` and ``2``
+for the layers of LLaVA-1.5's MLP; ``clip_layernorm``, ``final_linear.0`` and ``final_linear.2`` in ViP-LLaVA; nothing
+for LLaVA-1's single layer (haotian-liu/LLaVA and WisconsinAIVision/ViP-LLaVA, ``multimodal_projector/builder.py``).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sightbridge.checkpoints.atomic import atomic_file
+from sightbridge.checkpoints.manifest import MANIFEST, Manifest, inner_path, read_manifest
+from sightbridge.checkpoints.weights import file_hash
+from sightbridge.errors import CheckpointError
+from sightbridge.models.connectors import check_connector
+from sightbridge.models.connectors.linear import LinearConnector
+from sightbridge.models.connectors.mlp import MLPConnector, MLPOptions
+
+PREFIXES = ("model.mm_projector.", "mm_projector.")
+"""What keys begin with: of LLaVA-1.5 and later, and of older files. The original code reads both."""
+BEGINNING = re.compile(r"^(?:base_model\.model\.)?(?:model\.)?mm_projector\.")
+NAMES = (
+    (re.compile(r"^clip_layernorm\.(?=weight$|bias$)"), "input_norm."),
+    (re.compile(r"^(?:final_linear\.)?(?=\d+\.(?:weight|bias)$)"), "layers."),
+    (re.compile(r"^(?=weight$|bias$)"), "output."),
+)
+"""Beginnings of what follows the prefix, and of our names."""
+MAX_BYTES = 4 << 30
+"""Largest file that is read: ten times the largest projector and its table of embeddings."""
+
+
+def load_mm_projector(connector: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+    """Fill a connector, in place and in the type that it is held in.
+
+    Args:
+        connector: an MLP or a linear layer.
+        path: ``mm_projector.bin``, or the same keys as safetensors.
+
+    Returns:
+        Lines for a report: what was taken, and what else the file holds.
+
+    Raises:
+        CheckpointError: the file is damaged or no projector, or belongs to another tower or language model.
+    """
+    if not isinstance(connector, MLPConnector | LinearConnector):
+        raise CheckpointError(
+            f"{path}: holds an MLP or a linear layer, and the connector here is another one. Set "
+            "model.connector.kind=mlp, or start from a model folder."
+        )
+    weights, others = read_mm_projector(path)
+    wanted = connector.state_dict()
+    if problem := _what_differs(weights, wanted):
+        raise CheckpointError(f"{path}: {problem}")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            wanted[name].copy_(weight)
+    count = sum(weight.numel() for weight in weights.values())
+    return [f"connector: {count:,} weights"], [f"{name}: is no part of a connector" for name in others]
+
+
+def read_mm_projector(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a file's weights under our connectors' names, and the keys of what else it holds (embeddings).
+
+    Raises ``CheckpointError`` for a damaged file, one without a projector, or one with keys that none has.
+    """
+    weights, others = {}, []
+    for key, tensor in _read(path).items():
+        inner, is_projector = BEGINNING.subn("", key)
+        if not is_projector:
+            others.append(key)
+            continue
+        if not tensor.numel():
+            raise CheckpointError(
+                f"{path}: '{key}' is empty. A projector saved under ZeRO-3 without being gathered looks like that; its "
+                "weights are not in this file."
+            )
+        weights[_our_name(inner, key, path)] = tensor
+    if not weights:
+        held = f", but {', '.join(sorted(others)[:3])}" if others else ""
+        raise CheckpointError(f"{path}: holds no projector (keys that begin with {' or '.join(PREFIXES)}){held}.")
+    return weights, sorted(others)
+
+
+def export_mm_projector(folder: Path, path: Path, prefix: str = PREFIXES[0]) -> int:
+    """Write the connector of a model folder as a projector-only file; returns how many weights it has.
+
+    Args:
+        folder: a model folder, whose other parts are not read.
+        path: the new file, ``.safetensors`` or anything else for a file of ``torch.save``.
+        prefix: one of ``PREFIXES``.
+
+    Raises:
+        CheckpointError: it is no model folder, its connector is damaged, not stored there as a whole, or of a kind
+            that LLaVA does not have.
+    """
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, Manifest) or manifest.settings.connector.kind not in ("mlp", "linear"):
+        kind = manifest.settings.connector.kind if isinstance(manifest, Manifest) else "Q-Former"
+        raise CheckpointError(f"{folder}: its connector is a {kind}; mm_projector files hold an MLP or a linear layer.")
+    entry = manifest.parts["connector"]
+    assert entry.file is not None, "a connector is always stored"
+    if entry.only:
+        raise CheckpointError(
+            f"{folder}: holds only {', '.join(entry.only)} of its connector, the rest is in {entry.rest[-1]}. Save the "
+            "model with self_contained=True first."
+        )
+    file = inner_path(folder, entry.file)
+    if not file.is_file() or file_hash(file) != entry.sha256:
+        raise CheckpointError(f"{file}: missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
+    options = check_connector(manifest.settings.connector)
+    named = isinstance(options, MLPOptions) and options.input_norm
+    weights = {prefix + _their_name(name, named): tensor for name, tensor in load_file(file).items()}
+    with atomic_file(path) as writing:
+        if path.suffix == ".safetensors":
+            save_file(weights, writing)
+        else:
+            torch.save(weights, writing)
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def _our_name(inner: str, key: str, path: Path) -> str:
+    for pattern, beginning in NAMES:
+        name, found = pattern.subn(beginning, inner)
+        if found:
+            return name
+    raise CheckpointError(
+        f"{path}: '{key}' is a weight that no LLaVA, LLaVA-1.5 or ViP-LLaVA projector has, so this one works otherwise."
+    )
+
+
+def _their_name(name: str, named: bool) -> str:
+    """``named``: as in ViP-LLaVA, where LayerNorm and MLP are submodules of a projector."""
+    name = name.replace("input_norm.", "clip_layernorm.", 1).removeprefix("output.")
+    return name.replace("layers.", "final_linear." if named else "", 1)
+
+
+def _what_differs(weights: dict[str, Tensor], wanted: dict[str, Any]) -> str | None:
+    """Say what another projector was made for, and which setting asks for that one; ``None`` if it fits."""
+    if (there := "input_norm.weight" in weights) != ("input_norm.weight" in wanted):
+        return (
+            f"the projector there has {'a' if there else 'no'} LayerNorm in front, as "
+            f"{'ViP-LLaVA has' if there else 'LLaVA-1.5 has none'}, and the connector here is built otherwise. Set "
+            f"model.connector.input_norm={'true' if there else 'false'}."
+        )
+    if names := sorted(weights.keys() ^ wanted.keys()):
+        linear = sum(weight.ndim == 2 for weight in weights.values())
+        kind = "linear" if "output.weight" in weights else f"mlp model.connector.layers={linear}"
+        which = ", ".join(f"{name} is {'not here' if name in weights else 'missing there'}" for name in names[:3])
+        return (
+            f"the projector there has other layers than the connector here ({which}). Set model.connector.kind={kind}."
+        )
+    first = next(name for name in ("layers.0.weight", "output.weight") if name in wanted)
+    width_there, channels_there = weights[first].shape
+    width, channels = wanted[first].shape
+    if channels_there != channels:
+        return (
+            f"the projector there reads {channels_there} channels, the vision tower here gives {channels}. Set "
+            "model.vision_tower to the tower that it was trained with: LLaVA-1.5 takes layer -2 of CLIP-L/336 (1024), "
+            "ViP-LLaVA layers -2, -5, -8, -11 and 6 (5120)."
+        )
+    if width_there != width:
+        return (
+            f"the projector there was trained for a language model of width {width_there}, the one here has {width}: "
+            "a 7B's does not fit a 13B, nor another base. Set model.language_model.source to the one it belongs to."
+        )
+    wrong = [name for name in wanted if weights[name].shape != wanted[name].shape]
+    return f"'{wrong[0]}' has the shape {tuple(weights[wrong[0]].shape)}; the file is damaged." if wrong else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a file of ``torch.save`` or of safetensors, which its content tells, without running anything in it."""
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{path}: is larger than any projector; give the mm_projector file, not a whole model's.")
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # a length of eight bytes, then JSON
+    try:
+        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable file of weights ({str(error).strip().splitlines()[0] if str(error) else 'it ends'}"
+            "). Nothing but tensors is read from such files."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise CheckpointError(f"{path}: expected tensors by name, as in an mm_projector.bin.")
+    return content
