@@ -192,6 +192,18 @@ def vip_llava() -> VisionLanguageModel:
     return model
 
 
+def check_spliced(name: str, model: VisionLanguageModel, batch: Batch, golden: dict[str, Tensor]) -> None:
+    """Compare what the language model reads, text and pictures, with the recorded embeddings; padding may differ."""
+    mask = golden["spliced_mask"]
+    assert torch.equal(batch.attention_mask.bool(), mask)
+    with torch.no_grad():
+        embeddings = model.embed(batch)[mask]
+    largest = golden["spliced_embeds"].abs().max().item()
+    difference = widest_difference(embeddings, golden["spliced_embeds"][mask]) / largest
+    print(f"parity {name}: spliced embeddings {difference:.2e} of their largest ({largest:.2f})")
+    assert difference <= 1e-5
+
+
 def test_parity_vip_llava_pretraining() -> None:
     golden, model = read_llava("vip_plain"), vip_llava()
     with torch.no_grad():
@@ -204,7 +216,7 @@ def test_parity_vip_llava_pretraining() -> None:
     print(f"parity ViP-LLaVA: features {gaps[0]:.2e}, image tokens {gaps[1]:.2e} of their largest")
     assert max(gaps) <= 1e-5
     batch = slots_at_markers(golden, tokens=16)
-    assert torch.equal(batch.attention_mask.bool(), golden["spliced_mask"])
+    check_spliced("ViP-LLaVA, captions", model, batch, golden)
     check("ViP-LLaVA, captions", model, batch, golden, golden["spliced_mask"])
 
 
@@ -212,6 +224,7 @@ def test_parity_vip_llava_conversations() -> None:
     golden, model = read_llava("vip_v1_legacy"), vip_llava()
     batch = slots_at_markers(golden, tokens=16)
     assert batch.images_per_row.tolist() == [1, 1, 0, 1, 1]
+    check_spliced("ViP-LLaVA, conversations", model, batch, golden)
     with torch.no_grad():
         loss, logits = model(batch)["lm"], model.logits(batch)
     predicting = torch.zeros_like(batch.image_slots)
@@ -239,7 +252,16 @@ def clip_flant5() -> VisionLanguageModel:
     return model
 
 
-@pytest.mark.parametrize("name", ["t5_plain", "t5_v1_flat"])
+@pytest.mark.parametrize("name", ["t5_plain", "t5_plain_split_seed7", "t5_v1", "t5_v1_flat"])
 def test_parity_clip_flant5(name: str) -> None:
     golden, model = read_llava(name), clip_flant5()
-    check(f"CLIP-FlanT5, {name}", model, slots_at_markers(golden, tokens=16), golden, golden["labels"] != IGNORE_INDEX)
+    batch = slots_at_markers(golden, tokens=16)
+    has_picture = batch.images_per_row > 0
+    with torch.no_grad():
+        tokens = model.connect(model.encode_images(golden["pixel_values"]))
+    difference = widest_difference(tokens, golden["projected"]) / golden["projected"].abs().max().item()
+    print(f"parity CLIP-FlanT5, {name}: image tokens {difference:.2e} of their largest")
+    assert difference <= 1e-5
+    assert has_picture.all() == (not name.startswith("t5_v1"))  # conversations have one about text alone
+    check_spliced(f"CLIP-FlanT5, {name}", model, batch, golden)
+    check(f"CLIP-FlanT5, {name}", model, batch, golden, golden["labels"] != IGNORE_INDEX)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sightbridge.text import render as render_module
 from sightbridge.text.encode import Encoded, encode
-from sightbridge.text.render import render
+from sightbridge.text.render import Piece, Rendered, render
 from sightbridge.text.template import load_template
 from sightbridge.text.turns import Turn
 
@@ -69,6 +69,24 @@ def test_parity_ids_and_labels(
     ours = encode_all(conversations(llava, data), template, tokenizer, **switches)
     report(f"{golden} ids", [with_markers(row) for row in ours], [row["input_ids"] for row in llava["rows"][golden]])
     report(f"{golden} labels", [row.labels for row in ours], [row["labels"] for row in llava["rows"][golden]])
+
+
+@pytest.mark.parametrize(("tokenizer", "template"), [("llama", "plain"), ("t5", "t5_plain")])
+def test_parity_tokens_around_pictures(llava: dict, tokenizer: str, template: str) -> None:
+    """The reference's ``tokenizer_image_token`` and ``t5_tokenizer_image_token``, on whole prompts.
+
+    But for a space alone beside a picture, of which Llama's tokenizer made two tokens before transformers 5.
+    """
+    cases = [case for case in llava["split_on_marker"][tokenizer] if case[0] != " <image> "]
+    assert len(cases) >= 6
+    chosen = load_template(template)
+    ours = []
+    for text, *_ in cases:
+        parts = text.split("<image>")
+        pieces = [piece for part in parts for piece in (Piece(None), Piece(part)) if piece.text != ""][1:]
+        rendered = Rendered(tuple(pieces), None, chosen, chosen.resolve(), is_open=True)
+        ours.append(with_markers(encode(rendered, golden_tokenizer(tokenizer), 1)))
+    report(f"tokens around pictures, {tokenizer}", ours, [ids for _, ids, *_ in cases])
 
 
 def test_parity_split_text(llava: dict, monkeypatch: pytest.MonkeyPatch) -> None:
