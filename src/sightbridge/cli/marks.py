@@ -122,7 +122,8 @@ def read_marks(
     """Return the marks that the options above describe, in their order; an empty list if there is none.
 
     What is not given is as in ViP-LLaVA's evaluation (fixed width, half transparent), or, ``as_trained``, left to
-    chance as in its training. ``size`` is the picture's width and height, which a mask must have too. Raises ``SettingsError`` or ``DataError`` in one line for anything that is no mark.
+    chance as in its training. ``size`` is the picture's width and height, which a mask file must have too.
+    Raises ``SettingsError`` or ``DataError`` in one line for anything that is no mark.
     """
     places: Fields = {
         "bbox": bbox or [],

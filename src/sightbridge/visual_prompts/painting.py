@@ -50,7 +50,7 @@ def _paint_line(layer: Image.Image, points: list[Point], width: int, ink: int, f
     draw.line(points, ink, width, joint="curve")
     for x, y in (points[0], points[-1]):
         left, top = int(x) - width // 2, int(y) - width // 2
-        draw.ellipse((left, top, left + width - 1, top + width - 1), ink)
+        draw.ellipse((left, top, left + width - 1, top + width - 1), ink, outline=ink)  # one pixel is outline only
 
 
 def _paint_polygon(layer: Image.Image, points: list[Point], width: int, ink: int, factor: int) -> None:
@@ -59,9 +59,13 @@ def _paint_polygon(layer: Image.Image, points: list[Point], width: int, ink: int
 
 def _paint_rectangle(layer: Image.Image, points: list[Point], width: int, ink: int, factor: int) -> None:
     (left, top), (right, bottom) = corners = _enlarge_box(points, factor)
-    # Pillow's lines of a box thinner than two of them would come out on the other side.
-    most = int(min(right - left, bottom - top) / 2) + 1
-    ImageDraw.Draw(layer).rectangle(corners, outline=ink, width=min(width * factor, most))
+    draw = ImageDraw.Draw(layer)
+    if 2 * width * factor > min(
+        int(right) - int(left), int(bottom) - int(top)
+    ):  # Pillow's lines would come out beyond it
+        draw.rectangle(corners, ink)
+    else:
+        draw.rectangle(corners, outline=ink, width=width * factor)
 
 
 def _paint_ellipse(layer: Image.Image, points: list[Point], width: int, ink: int, factor: int) -> None:
