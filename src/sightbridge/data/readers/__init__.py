@@ -32,7 +32,6 @@ Reader = Callable[..., Iterable[Record]]
 
 READERS: dict[str, Reader] = {
     "llava": read_llava,
-    "vip_llava": read_vip_llava,
     "coco_caption": read_coco_caption,
     "vg_caption": read_coco_caption,
     "paddlemix": read_paddlemix,
@@ -40,6 +39,7 @@ READERS: dict[str, Reader] = {
     "gqa": read_gqa,
     "mblip": read_mblip,
     "minigpt4qwen": read_minigpt4qwen,
+    "vip_llava": read_vip_llava,
     "webdataset": read_webdataset,
     "parquet": read_parquet,
     "arrow": read_arrow,

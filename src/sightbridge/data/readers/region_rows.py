@@ -90,9 +90,7 @@ class RegionRow:
         if key == "segmentation" and count == 1 and (isinstance(value, dict) or _depth(value) < 3):
             value = [value]  # said of the only box, without a list around it
         if len(value) != count:
-            raise self.wrong(
-                key, f"has polygons of {len(value)} regions, but there are {count} boxes. Give one for each"
-            )
+            raise self.wrong(key, f"expected the polygons of {_boxes(count)}, got those of {len(value)}")
         return [self._outline(one, key) for one in value]
 
     def _outline(self, value: Any, key: str) -> Outline:
@@ -144,9 +142,7 @@ class RegionRow:
         if not isinstance(value, list):
             return [value] * count
         if len(value) != count:
-            raise self.wrong(
-                key, f"has {len(value)} values, but there are {count} boxes. Give one for each, or one for all"
-            )
+            raise self.wrong(key, f"expected one value for all, or one for each of {_boxes(count)}, got {len(value)}")
         return value
 
     def groups(self) -> tuple[tuple[Region, ...], ...]:
@@ -208,6 +204,10 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value
     )
+
+
+def _boxes(count: int) -> str:
+    return f"{count} box{'es' * (count != 1)}"
 
 
 def _depth(value: Sequence[Any]) -> int:

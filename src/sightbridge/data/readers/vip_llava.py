@@ -219,7 +219,7 @@ def _count(row_of: RegionRow, exact: bool = False, alpha: int | None = None) -> 
 def _exactly(row_of: RegionRow, count: int) -> Sequence:
     regions = row_of.regions()
     if len(regions) != count:
-        raise row_of.wrong("bboxes", f"expected {count} box{'es' * (count > 1)}, got {len(regions)}")
+        raise row_of.wrong("bboxes", f"expected {count}, got {len(regions)}")
     return regions
 
 
