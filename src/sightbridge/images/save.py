@@ -31,12 +31,13 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(encoded.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(encoded.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ImageError(f"{path}: cannot write the picture: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

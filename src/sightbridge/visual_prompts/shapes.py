@@ -8,6 +8,7 @@ is thinner than one.
 from __future__ import annotations
 
 import math
+import operator
 import random
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -47,8 +48,11 @@ WIDEST_ANGLE = math.radians(150)
 """A triangle with a wider angle looks like a line and is drawn again."""
 HEAD_ANGLE = math.radians(60)
 """Between an arrow's shaft and either side of its head."""
-CURVE_PIECES = 96
-"""Straight pieces of a scribble. The reference takes a thousand, which looks the same and takes longer."""
+CURVE = [((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3) for t in (step / 96 for step in range(97))]
+"""Weights of the four points of a cubic Bezier curve, along the curve.
+
+The reference takes a thousand steps, which looks the same and takes longer.
+"""
 
 
 def sketch(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[Stroke]:
@@ -115,9 +119,8 @@ def _scribble(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[
     if area.strokes:
         return [Stroke("line", points, width) for points in area.strokes]
     area = area.one(rng)
-    p0, p1, p2, p3 = (area.draw_point(rng) for _ in range(4))
-    steps = [step / CURVE_PIECES for step in range(CURVE_PIECES + 1)]
-    points = tuple(_on_curve(p0, p1, p2, p3, step) for step in steps)
+    xs, ys = zip(*(area.draw_point(rng) for _ in range(4)), strict=True)
+    points = tuple((_weigh(weights, xs), _weigh(weights, ys)) for weights in CURVE)
     return [Stroke("line", points, width)]
 
 
@@ -185,14 +188,8 @@ def _away(start: Point, angle: float, distance: float) -> Point:
     return start[0] + distance * math.cos(angle), start[1] + distance * math.sin(angle)
 
 
-def _on_curve(p0: Point, p1: Point, p2: Point, p3: Point, step: float) -> Point:
-    """The cubic Bezier curve of four points at ``step``, 0 to 1."""
-    weights = ((1 - step) ** 3, 3 * step * (1 - step) ** 2, 3 * step**2 * (1 - step), step**3)
-    points = (p0, p1, p2, p3)
-    return (
-        sum(weight * x for weight, (x, _) in zip(weights, points, strict=True)),
-        sum(weight * y for weight, (_, y) in zip(weights, points, strict=True)),
-    )
+def _weigh(weights: tuple[float, ...], values: tuple[float, ...]) -> float:
+    return sum(map(operator.mul, weights, values))
 
 
 def _widest_angle(points: tuple[Point, ...]) -> float:
