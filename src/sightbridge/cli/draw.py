@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,11 @@ from sightbridge.cli.marks import (
     read_marks,
 )
 from sightbridge.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sightbridge.visual_prompts import Mark
 
 
 def draw(
@@ -56,41 +61,40 @@ def draw(
       sightbridge draw photo.jpg --bbox 100,200,200,300 --as-trained --contact-sheet -o shapes.png
     """
     from sightbridge.images.load import load_image
-    from sightbridge.images.save import check_suffix, save_picture
-    from sightbridge.visual_prompts import draw as draw_marks
-    from sightbridge.visual_prompts import draw_contact_sheet
+    from sightbridge.images.save import check_suffix
 
     check_suffix(out)
     if out.exists() and picture.exists() and out.samefile(picture):
         raise SettingsError(f"{out} is the picture itself. Give --out another name.")
     image = load_image(picture)
-    marks = read_marks(
-        bbox=bbox,
-        polygon=polygon,
-        mask=mask,
-        stroke=stroke,
-        region=region,
-        shape=shape,
-        color=color,
-        width=width,
-        alpha=alpha,
-        as_trained=as_trained,
-        size=image.size,
-    )
+    places: dict[str, Any] = {"bbox": bbox, "polygon": polygon, "mask": mask, "stroke": stroke, "region": region}
+    looks: dict[str, Any] = {"shape": shape, "color": color, "width": width, "alpha": alpha, "as_trained": as_trained}
+    marks = read_marks(**places, **looks, size=image.size)
     if not marks:
         raise SettingsError(
             "nothing to draw. Add --bbox left,top,right,bottom, --polygon, --mask, --stroke or --region."
         )
-    if contact_sheet and len(marks) > 1:
-        raise SettingsError(f"a contact sheet shows one region, not {len(marks)}.")
-    rng = random.Random(seed)
     try:
         if contact_sheet:
-            drawn = draw_contact_sheet(image, marks[0], rng, antialias=antialias)
+            _save_contact_sheet(image, marks, random.Random(seed), antialias, out)
         else:
-            drawn = draw_marks(image, marks, rng, antialias=antialias)
+            _save_marked(image, marks, random.Random(seed), antialias, out)
     except DataError as error:
         raise DataError(f"{picture}: {error}") from error
-    save_picture(drawn, out)
-    if not contact_sheet:
-        typer.echo("\n".join(mark.phrase for mark in marks))
+
+
+def _save_marked(image: Image.Image, marks: list[Mark], rng: random.Random, antialias: bool, out: Path) -> None:
+    from sightbridge.images.save import save_picture
+    from sightbridge.visual_prompts import draw as draw_marks
+
+    save_picture(draw_marks(image, marks, rng, antialias=antialias), out)
+    typer.echo("\n".join(mark.phrase for mark in marks))
+
+
+def _save_contact_sheet(image: Image.Image, marks: list[Mark], rng: random.Random, antialias: bool, out: Path) -> None:
+    from sightbridge.images.save import save_picture
+    from sightbridge.visual_prompts import draw_contact_sheet
+
+    if len(marks) > 1:
+        raise SettingsError(f"a contact sheet shows one region, not {len(marks)}.")
+    save_picture(draw_contact_sheet(image, marks[0], rng, antialias=antialias), out)

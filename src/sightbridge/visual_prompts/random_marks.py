@@ -39,7 +39,7 @@ def random_marks(
     """
     if not shapes:
         raise DataError(f"there is no shape to choose from. Known: {', '.join(SHAPES)}.")
-    drawn = [rng.choice(shapes) for _ in regions]
+    drawn: list[Shape] = [rng.choice(shapes) for _ in regions]
     counts = Counter(drawn)
     palettes = {shape: rng.sample(list(COLOURS), len(COLOURS)) for shape in counts if counts[shape] > 1}
     marks: list[Mark] = []

@@ -16,6 +16,9 @@ Ring = tuple[Point, ...]
 TRIES = 50
 """How often a point is drawn within the bounds of polygons before any point of the bounds will do (ViP-LLaVA)."""
 
+SPECK = 0.1
+"""A polygon whose bounds are smaller than this part of the largest one's is a speck."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -70,8 +73,15 @@ class Area:
         return bounds_of(self.polygons) if self.polygons else self.box
 
     def one(self, rng: random.Random) -> Area:
-        """This area with only one of its polygons."""
-        return replace(self, polygons=(rng.choice(self.polygons),)) if self.polygons else self
+        """This area with only one of its polygons, any that is no speck beside the largest.
+
+        The reference takes specks too, so that a mark may be as good as invisible.
+        """
+        if not self.polygons:
+            return self
+        extents = [_extent(ring) for ring in self.polygons]
+        pieces = [ring for ring, extent in zip(self.polygons, extents, strict=True) if extent >= max(extents) * SPECK]
+        return replace(self, polygons=(rng.choice(pieces),))
 
     def contains(self, point: Point) -> bool:
         """Whether ``point`` lies inside; an island within a hole counts again."""
@@ -145,6 +155,11 @@ def bounds_of(rings: Sequence[Ring]) -> Box:
     """Left, top, right, bottom of all points."""
     xs, ys = zip(*(point for ring in rings for point in ring), strict=True)
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _extent(ring: Ring) -> float:
+    left, top, right, bottom = bounds_of([ring])
+    return (right - left) * (bottom - top)
 
 
 def _inside(ring: Ring, point: Point) -> bool:
