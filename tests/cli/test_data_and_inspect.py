@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_workplace import Workplace, run_command
+from PIL import Image
 
 from sightbridge.data.scenes.write import ANNOTATIONS
 
@@ -100,6 +101,29 @@ def test_tokens_are_shown_with_a_model(workplace: Workplace, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "[image x 9]" in text
     assert "\ndecoder: ⟦On top.</s>⟧" in text, "an encoder-decoder learns the last answer alone"
+
+
+def test_marks_are_shown_and_saved(workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"from": "human", "value": "<image>\nWhat is <bbox>?"}, {"from": "gpt", "value": "A star."}]
+    rows = [ROW, ROW | {"id": "b", "bbox": [3, 4, 20, 25], "conversations": asked}]
+    rows.append(rows[1] | {"shape": "rectangle", "color": "lime", "alpha": 255, "width": 3})
+    file = workplace.scenes / workplace.write_rows("regions.json", rows)
+    command = ["inspect", "data", file, "--format", "vip_llava", "--save-marked", tmp_path / "marked"]
+    assert run_command(*command) == 0
+    text = capsys.readouterr().out
+    assert "marked: lime rectangle at 3, 4, 20, 25\n\nuser: [image]\nWhat is within the lime rectangle?\n" in text
+    assert text.count("marked: ") == 2
+    assert sorted(path.name for path in (tmp_path / "marked").iterdir()) == ["record-2.png", "record-3.png"]
+    assert str(tmp_path / "marked" / "record-3.png") in text
+    with Image.open(tmp_path / "marked" / "record-3.png") as picture:
+        assert picture.getpixel((3, 10)) == (0, 255, 0)
+    drawn = set()
+    for epoch in range(4):
+        assert run_command(*command, "--row", 2, "--epoch", epoch, "--model", workplace.model) == 0
+        drawn.add(capsys.readouterr().out.partition("marked: ")[2].partition(" at ")[0])
+    assert len(drawn) > 2, "every epoch draws anew"
+    assert run_command(*command[:5], "--regions", "exakt") == 1
+    assert "Did you mean 'exact'?" in capsys.readouterr().err
 
 
 def test_inspect_data_refuses(workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,6 +306,10 @@ def test_settings_of_sources(tmp_path):
     assert read_source(source, tmp_path)[0].images == ()
     with pytest.raises(SettingsError, match=r"'regions' are of data about parts of pictures, which 'llava' is not"):
         read_source(source.model_copy(update={"format": "llava"}), tmp_path)
+    with pytest.raises(
+        SettingsError, match=r"unknown 'regions' 'exakt'\. Known: corrected, exact\. Did you mean 'exact'"
+    ):
+        load_records("vip_llava", tmp_path / "rows.json", regions="exakt")
     with pytest.raises(SettingsError, match=r"drawn anew in every epoch: leave out 'clean' and 'prompt'"):
         load_records("vip_llava", tmp_path / "rows.json", prompt="{}")
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Kind = str
 STYLES: dict[Kind, str] = {"context": "", "target": "green", "picture": "cyan", "note": "dim"}
 """What a stretch of a sample can be, and how it is shown."""
+ANCHOR = 336
+"""Pixels of the picture that a model sees, for the widths of marks, where no model says it (ViP-LLaVA's)."""
 
 
 class Segment(NamedTuple):
@@ -66,6 +68,22 @@ def inspect_data(
     tokens_per_image: Annotated[int, typer.Option(min=1, help="With --tokenizer: tokens of one picture.")] = 1,
     row: Annotated[int | None, typer.Option(min=1, help="Show only this record.", show_default=False)] = None,
     count: Annotated[int, typer.Option(min=0, help="Show so many records from the first on.")] = 3,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            help="With --format vip_llava: corrected, or exact, with the original's slips.", show_default=False
+        ),
+    ] = None,
+    epoch: Annotated[
+        int | None,
+        typer.Option(min=0, help="Show what training draws in this epoch: shapes, colours, words.", show_default=False),
+    ] = None,
+    save_marked: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the shown records' marked pictures into it, as PNG.", show_default=False
+        ),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -86,20 +104,45 @@ def inspect_data(
       sightbridge inspect data scenes/train.json --format llava --template vicuna_v1 --row 7
       sightbridge inspect data scenes/train.json --format llava --model runs/quickstart/model
       sightbridge inspect data scenes/train.json --format llava --lengths tiny/decoder-mlp
+      sightbridge inspect data regions.json --format vip_llava --epoch 0 --save-marked marked
     """
-    from sightbridge.data.readers import get_reader
+    from sightbridge.data.marks import realise
+    from sightbridge.data.readers import load_records
 
     if lengths and (model or template or tokenizer):
         raise SettingsError("--lengths names the model itself; leave out --model, --template and --tokenizer")
     if lengths:
-        show_lengths(list(get_reader(data_format)(file, images or file.parent)), find_processor(lengths))
+        show_lengths(load_records(data_format, file, images, regions=regions), find_processor(lengths))
         return
-    view = _choose_view(model, template, tokenizer, tokens_per_image)
-    records = list(get_reader(data_format)(file, images or file.parent))
+    processor = _open_processor(model, template, tokenizer, tokens_per_image)
+    records = load_records(data_format, file, images, regions=regions)
     if row is not None and row > len(records):
         raise DataError(f"{file}: there is no record {row}; it holds {len(records)}.")
+    if epoch is not None:
+        records = [realise(record, 0, epoch) for record in records]
     chosen = range(count) if row is None else range(row - 1, row)
-    _show_records(records, view, chosen)
+    _show_records(records, _choose_view(processor, template), chosen)
+    if save_marked is not None:
+        anchor = processor.image_settings.size if model is not None and processor is not None else ANCHOR
+        _save_marked(records, chosen, epoch, anchor, save_marked)
+
+
+def _save_marked(records: Sequence[Record], chosen: range, epoch: int | None, anchor: int, folder: Path) -> None:
+    """Write the pictures of the chosen records that have marks, as training or evaluation sees them, and name them."""
+    from sightbridge.data.marks import drawing
+    from sightbridge.images.load import load_image
+    from sightbridge.images.save import save_picture
+
+    out = wide_console()
+    for index in chosen[: len(records)]:
+        record = records[index]
+        for position, source in enumerate(record.images):
+            marks = drawing(record, position, None if epoch is None else (0, epoch))
+            if marks.name:
+                number = f"{index + 1}-{position + 1}" if len(record.images) > 1 else f"{index + 1}"
+                path = folder / f"record-{number}.png"
+                save_picture(load_image(marks.on(source, anchor)), path)
+                out.print(Text("marked picture   ", style="bold").append(str(path), style="not bold"))
 
 
 def _show_records(records: Sequence[Record], view: View, chosen: range) -> None:
@@ -121,9 +164,10 @@ def _show_records(records: Sequence[Record], view: View, chosen: range) -> None:
         out.print(Text(f"{name:<16} ", style="bold").append(value, style="not bold"))
 
 
-def _choose_view(model: Path | None, template: str | None, tokenizer: str | None, tokens_per_image: int) -> View:
-    from sightbridge.text.template import load_template
-
+def _open_processor(
+    model: Path | None, template: str | None, tokenizer: str | None, tokens_per_image: int
+) -> Processor | None:
+    """The processor of a model folder, or one of a template and a tokenizer; ``None`` without a tokenizer."""
     if model is not None and (template or tokenizer):
         raise SettingsError("--model brings its own template and tokenizer; leave out --template and --tokenizer")
     if tokenizer and not template:
@@ -131,21 +175,28 @@ def _choose_view(model: Path | None, template: str | None, tokenizer: str | None
     if model is not None:
         from sightbridge.checkpoints.folder import load_processor
 
-        return _token_view(load_processor(model))
-    if template and tokenizer:
-        from sightbridge.config.model import ImageSettings, PromptSettings
-        from sightbridge.data.processor import Processor
-        from sightbridge.data.tokenizer import load_tokenizer
+        return load_processor(model)
+    if not (template and tokenizer):
+        return None
+    from sightbridge.config.model import ImageSettings, PromptSettings
+    from sightbridge.data.processor import Processor
+    from sightbridge.data.tokenizer import load_tokenizer
+    from sightbridge.text.template import load_template
 
-        return _token_view(
-            Processor(
-                load_tokenizer(tokenizer),
-                PromptSettings(template=template),
-                ImageSettings(),
-                tokens_per_image=tokens_per_image,
-                encoder_decoder=load_template(template).encoder_decoder,
-            )
-        )
+    return Processor(
+        load_tokenizer(tokenizer),
+        PromptSettings(template=template),
+        ImageSettings(),
+        tokens_per_image=tokens_per_image,
+        encoder_decoder=load_template(template).encoder_decoder,
+    )
+
+
+def _choose_view(processor: Processor | None, template: str | None) -> View:
+    from sightbridge.text.template import load_template
+
+    if processor is not None:
+        return _token_view(processor)
     return _template_view(load_template(template)) if template else _turn_view
 
 
@@ -249,8 +300,12 @@ def _split_at_pictures(text: str, kind: Kind) -> list[Segment]:
 
 def _draw(record: Record, segments: Sequence[Segment]) -> Text:
     """A sample in colours; targets also stand in brackets, for those who see no colours and for pipes."""
+    from sightbridge.data.record import describe_mark
+
     names = ", ".join(str(image)[:200] for image in record.images) or "no picture"
     text = Text(f"{record.where}: '{record.id}', {names}\n", style="bold")
+    for mark in record.marks:
+        text.append(f"marked: {describe_mark(mark, len(record.images))}\n", style=f"not bold {STYLES['note']}")
     for kind, same in groupby(segments, key=lambda segment: segment.kind):
         joined = "".join(segment.text for segment in same)
         text.append(f"⟦{joined}⟧" if kind == "target" else joined, style=f"not bold {STYLES[kind]}")

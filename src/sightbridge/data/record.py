@@ -75,7 +75,7 @@ class Record:
 
 
 def describe_mark(mark: Mark, pictures: int = 1) -> str:
-    """Say in words what is drawn and where: ``within the red rectangle, at 10, 20, 110, 80``."""
-    place = ", ".join(f"{side:g}" for side in mark.region.box) if any(mark.region.box) else "its place in a file"
-    on = f" of picture {mark.region.image + 1}" if pictures > 1 else ""
-    return f"{mark.phrase}, at {place}{on}"
+    """Say what is drawn and where: ``red rectangle at 10, 20, 110, 80``."""
+    box = ", ".join(f"{side:g}" for side in mark.region.box)
+    place = box if any(mark.region.box) else f"the box of '{mark.region.label}', kept in another file"
+    return f"{mark.noun} at {place}" + (f", picture {mark.region.image + 1}" if pictures > 1 else "")

@@ -20,7 +20,7 @@ from sightbridge.data.readers.mblip import read_mblip
 from sightbridge.data.readers.minigpt4qwen import read_minigpt4qwen
 from sightbridge.data.readers.paddlemix import read_paddlemix
 from sightbridge.data.readers.tables import read_arrow, read_jsonl, read_parquet
-from sightbridge.data.readers.vip_llava import Fidelity, read_vip_llava
+from sightbridge.data.readers.vip_llava import FIDELITIES, read_vip_llava
 from sightbridge.data.readers.vqa import read_vqa
 from sightbridge.data.readers.webdataset import read_webdataset
 from sightbridge.data.record import Record
@@ -98,7 +98,7 @@ def load_records(
     limit: int | None = None,
     prompt: str | None = None,
     frames: int | None = None,
-    regions: Fidelity | None = None,
+    regions: str | None = None,
 ) -> Sequence[Record]:
     """Read an annotation file, to look at its records: ``print(load_records("coco_caption", "train.json")[0])``.
 
@@ -130,6 +130,9 @@ def load_records(
     if regions is not None and format not in REGION_FORMATS:
         known = ", ".join(REGION_FORMATS)
         raise SettingsError(f"'regions' are of data about parts of pictures, which '{format}' is not, but {known} is.")
+    if regions is not None and regions not in FIDELITIES:
+        known = ", ".join(FIDELITIES)
+        raise SettingsError(f"unknown 'regions' '{regions}'. Known: {known}.{nearest(regions, list(FIDELITIES))}")
     if (clean or prompt) and format in REGION_FORMATS:
         raise SettingsError(f"the texts of '{format}' are drawn anew in every epoch: leave out 'clean' and 'prompt'.")
     found = reader(path, path.parent if images is None else Path(images).expanduser(), **options)

@@ -21,7 +21,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from sightbridge.data.readers.llava import conversation_record
 from sightbridge.data.readers.region_rows import BOX_KEYS, REGION_KEYS, RegionRow
@@ -44,11 +43,11 @@ from sightbridge.images.load import ImageSource
 from sightbridge.text.turns import IMAGE_MARKER
 from sightbridge.visual_prompts import SHAPES
 
-Fidelity = Literal["corrected", "exact"]
+FIDELITIES = ("corrected", "exact")
 """Whether region data is as it was meant to be, or exactly as ViP-LLaVA's code made it, slips included."""
 
 
-def read_vip_llava(path: Path, images_folder: Path, *, regions: Fidelity = "corrected") -> Iterator[Record]:
+def read_vip_llava(path: Path, images_folder: Path, *, regions: str = "corrected") -> Iterator[Record]:
     """Yield a record for every row of ``path``; relative names of files are looked up in ``images_folder``.
 
     ``regions="exact"``: RefCOCOg's and Visual Genome's rows without their pictures, and the former without phrases,
