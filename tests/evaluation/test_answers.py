@@ -6,8 +6,10 @@ import pytest
 from sightbridge.config.evaluation import EvaluationSettings
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.record import Record
+from sightbridge.errors import SettingsError
 from sightbridge.evaluation import answers
 from sightbridge.text.turns import Turn
+from sightbridge.visual_prompts import Mark, Region, Shape
 
 
 def record(picture: str, question: str, truth: str | None, **meta: object) -> Record:
@@ -70,3 +72,34 @@ def test_only_so_many_records_are_answered(asked: list[str]):
 
 def test_without_metrics_nothing_is_answered(asked: list[str]):
     assert measure() == {} and asked == []
+
+
+def marked(picture: str, shape: Shape, truth: str) -> Record:
+    return replace(record(picture, "What is marked?", truth), marks=(Mark(Region((0, 0, 5, 5)), shape),))
+
+
+def test_marked_records_are_measured_by_shape_and_once_more_without_their_marks(monkeypatch: pytest.MonkeyPatch):
+    records = [marked("1", "arrow", "dog"), marked("1", "mask", "cat"), marked("2", "mask", "bird")]
+    shown: list[tuple[str, int]] = []
+
+    def answer_batch(model, processor, records, settings, batch_size):
+        shown.extend((record.id, len(record.marks)) for record in records)
+        return ["dog" if not record.marks else record.turns[-1].text for record in records]
+
+    monkeypatch.setattr(answers, "answer_batch", answer_batch)
+    monkeypatch.setattr(f"{__name__}.RECORDS", records)
+    assert measure(metrics=["accuracy"], unmarked=True) == {
+        "accuracy": 1,
+        "accuracy/arrow": 1,
+        "accuracy/mask": 1,
+        "unmarked_accuracy": pytest.approx(1 / 3),
+        "unmarked_accuracy/arrow": 1,
+        "unmarked_accuracy/mask": 0,
+    }
+    # one picture with one question is two records if other things are marked on it
+    assert shown == [("1", 1), ("1", 1), ("2", 1), ("1", 0), ("1", 0), ("2", 0)]
+
+
+def test_marks_that_are_not_there_cannot_be_left_out(asked: list[str]):
+    with pytest.raises(SettingsError, match="no record has marks"):
+        measure(metrics=["accuracy"], unmarked=True)

@@ -36,6 +36,8 @@ FILES = {
     "chats_test": ("minigpt4qwen", "those of test.json"),
     "videos_train": ("minigpt4qwen", "which way everything moves, in folders of frames"),
     "videos_test": ("minigpt4qwen", "the same, on other pictures"),
+    "marks_train": ("vip_llava", "what is in a box, marked anew every time (English)"),
+    "marks_test": ("vip_llava", "one question a row, each shape of mark on every picture (English)"),
 }
 """Files of ``data scenes``: the reader for each, and what is in it."""
 

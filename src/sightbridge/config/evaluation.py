@@ -19,4 +19,9 @@ class EvaluationSettings(Settings):
         description="of the answers to validation records: accuracy (exact but for case), cider, bleu_4, rouge_l",
     )
     records: int = Field(default=500, ge=1, description="answer the first so many validation records")
+    unmarked: bool = Field(
+        default=False,
+        description="also answer the same questions without the marks on their pictures: what is then still right was "
+        "guessed",
+    )
     batch_size: int = Field(default=32, ge=1, description="records answered at a time")

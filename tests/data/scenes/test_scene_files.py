@@ -3,13 +3,16 @@
 import json
 
 import pytest
+from PIL import Image, ImageChops, ImageDraw
 from scene_words import colour_in, kind_in
 
 from sightbridge.data.readers import READERS
-from sightbridge.data.scenes.world import NEW_COMBINATIONS
+from sightbridge.data.scenes.draw import draw_scene, outline
+from sightbridge.data.scenes.world import NEW_COMBINATIONS, Scene, SceneObject
 from sightbridge.data.scenes.write import ANNOTATIONS, ScenesSettings, write_scenes
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.images.load import load_image
+from sightbridge.visual_prompts import SHAPES
 
 KINDS = ("statements", "descriptions", "figures")
 SMALL = ScenesSettings(train=12, test=8, size=32)
@@ -103,6 +106,44 @@ def test_figures_are_shown_and_not_equally_often(tmp_path, asked):
         answers = [row["conversations"][1]["value"] for row in rows(tmp_path, f"figures_{part}")]
         assert len(answers) == expected
         assert answers.count("Yes") == answers.count("No") == expected // 2
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_marks_are_read_and_only_they_tell_the_answer(written, part):
+    folder, counts, object_set = written
+    records = list(READERS["vip_llava"](folder / f"marks_{part}.json", folder))
+    assert len(records) == counts[f"marks_{part}"] > 0 and len({record.id for record in records}) == len(records)
+    described = {row["image"]: row["caption"] for row in rows(folder, f"captions_{part}")}
+    for record, row in zip(records, rows(folder, f"marks_{part}"), strict=True):
+        (mark,) = record.marks
+        assert all(mark.phrase in turn.text for turn in record.turns[::2]) and "<bbox" not in record.turns[0].text
+        assert (record.plan is None) == (part == "test")  # training draws shape and colour anew
+        assert bool(mark.region.polygons) == (object_set == "shapes")
+        caption = described[row["image"]]
+        things = (caption if part == "train" else caption[0]).split(", ")
+        assert len(things) >= {"train": 2, "test": 3}[part]
+        if part == "test":  # what is said of the marked thing is true of no other
+            said = record.turns[1].text.removeprefix("a ").removeprefix("an ")
+            assert sum(f" {said} " in f"{thing} " for thing in things) == 1
+
+
+def test_each_shape_marks_every_test_picture_that_shows_enough(written):
+    folder, _, _ = written
+    shapes = [row["shape"] for row in rows(folder, "marks_test")]
+    assert shapes == list(SHAPES) * (len(shapes) // len(SHAPES))
+
+
+def test_an_outline_fits_its_box_and_the_drawn_shape():
+    for number, kind in enumerate(("circle", "square", "triangle", "star")):
+        scene = Scene((SceneObject(kind, "blue", 4, number),), "shapes", seed=1)
+        picture, (box,) = draw_scene(scene, 300)
+        points = outline(scene.objects[0], box)
+        assert (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])) == pytest.approx(box, abs=0.1)
+        inside = Image.new("L", picture.size)
+        ImageDraw.Draw(inside).polygon(points, fill=255)
+        is_ink = picture.convert("RGB").split()[0].point(lambda red: 255 if red < 100 else 0)
+        differing = ImageChops.difference(inside, is_ink).histogram()[255]
+        assert differing < 0.1 * inside.histogram()[255], kind
 
 
 def test_regions_have_a_phrase_for_every_box(written):

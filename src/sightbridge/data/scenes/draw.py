@@ -24,6 +24,25 @@ _SUPERSAMPLING = 3
 Box = tuple[float, float, float, float]
 
 
+def _around(corners: int, reaches: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    """Points clockwise from the top, as far from the middle as ``reaches`` say in turn."""
+    angles = [math.pi * corner / (corners / 2) - math.pi / 2 for corner in range(corners)]
+    distances = [reaches[corner % len(reaches)] for corner in range(corners)]
+    return tuple(
+        (reach * math.cos(angle), reach * math.sin(angle)) for reach, angle in zip(distances, angles, strict=True)
+    )
+
+
+_STAR = _around(10, (1.08, 0.45))
+_OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
+    "circle": _around(24, (1.0,)),
+    "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+    "triangle": ((0, -1), (1, 1), (-1, 1)),
+    "star": _STAR,
+}
+"""Corners around a middle of (0, 0); only their proportions count."""
+
+
 def draw_scene(scene: Scene, size: int = 96) -> tuple[Image.Image, list[Box]]:
     """Draw a scene as a square picture of ``size`` pixels.
 
@@ -85,13 +104,30 @@ def _draw_shape(canvas: Image.Image, thing: SceneObject, box: Box) -> Box:
         case "triangle":
             points = [(middle_x, top), (right, bottom), (left, bottom)]
         case "star":
-            for corner in range(10):
-                reach = radius * (1.08 if corner % 2 == 0 else 0.45)
-                angle = math.pi * corner / 5 - math.pi / 2
-                points.append((middle_x + reach * math.cos(angle), middle_y + reach * math.sin(angle)))
+            points = [(middle_x + radius * x, middle_y + radius * y) for x, y in _STAR]
     pen.polygon(points, fill=ink)
     across, down = zip(*points, strict=True)
     return min(across), min(down), max(across), max(down)
+
+
+def outline(thing: SceneObject, box: Box) -> list[float]:
+    """The outline of a drawn shape in pixels, x1, y1, x2, y2, ..., from the box that ``draw_scene`` gave for it.
+
+    Empty for a digit, of which only the scan's box is known.
+    """
+    points = _OUTLINES.get(thing.kind, ())
+    if not points:
+        return []
+    (least_x, most_x), (least_y, most_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    left, top, right, bottom = box
+    return [
+        round(place, 1)
+        for x, y in points
+        for place in (
+            left + (x - least_x) / (most_x - least_x) * (right - left),
+            top + (y - least_y) / (most_y - least_y) * (bottom - top),
+        )
+    ]
 
 
 @cache

@@ -17,6 +17,8 @@ from sightbridge.data.scenes.world import COLOURS, POSITIONS, Pair, Scene, Scene
 from sightbridge.errors import SettingsError, nearest
 
 QUESTION_TYPES = ("colour", "shape", "count", "position", "existence")
+MARKED_TYPES = ("object", "colour", "shape")
+"""Of questions about a marked thing."""
 FIGURE = 'Does this figure show "{}"? Please answer yes or no.'
 """What VQAScore asks of CLIP-FlanT5 (linzhiqiu/t2v_metrics)."""
 
@@ -242,6 +244,14 @@ def question(
             kind = wanted_kind
     text = rng.choice(words["questions"][form]).format(**_forms(words, scene, kind, colour))
     return Question(type_, text, answer, code, thing.pair)
+
+
+def marked_question(scene: Scene, thing: SceneObject, type_: str, code: str) -> Question:
+    """A question about a thing that a mark points at: ``<bbox>`` in it stands for the mark's phrase."""
+    words = _words(code)
+    asked = words["marked"][type_]
+    forms = _forms(words, scene, thing.kind, thing.colour)
+    return Question(type_, asked["question"].format(**forms), asked["answer"].format(**forms), code, thing.pair)
 
 
 def _absent(

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sightbridge.data.scenes import marks
 from sightbridge.data.scenes.chats import PICTURES_PER_VIDEO, chat_row, write_video
 from sightbridge.data.scenes.draw import Box, draw_scene
 from sightbridge.data.scenes.language import (
@@ -48,8 +49,12 @@ ANNOTATIONS = (
     "chats_test",
     "videos_train",
     "videos_test",
+    "marks_train",
+    "marks_test",
 )
 """Names of the annotation files."""
+
+MARKED_ROWS = {"train": marks.training_rows, "test": marks.test_rows}
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ def write_scenes(
     - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
     - ``chats_train.json``, ``chats_test.json``: what ``train.json`` and ``test.json`` hold, as MiniGPT4Qwen's rows.
     - ``videos_train.json``, ``videos_test.json``: MiniGPT4Qwen's rows about folders of frames, fewer than pictures.
+    - ``marks_train.json``, ``marks_test.json``: questions about one of several things, with its box and outline, in
+      ViP-LLaVA's custom format; about the English pictures only.
     - ``regions_test.json``: boxes with the phrase of what is in them.
     - ``scenes.json``: the settings, and the pairs kept for ``test_new``.
 
@@ -145,7 +152,7 @@ def _rows_of_other_systems(
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows as LAVIS, VQAScore, mBLIP and MiniGPT4Qwen have them."""
     # of their own: without one of these files the others stay what they are
-    rngs = {kind: random.Random(f"{settings.seed}/{kind}") for kind in ("vqa", "figures", "pairs", "videos")}
+    rngs = {kind: random.Random(f"{settings.seed}/{kind}") for kind in ("vqa", "figures", "pairs", "videos", "marks")}
     rows: dict[str, list[dict[str, Any]]] = {}
     for part, chosen in pictures.items():
         asked = settings.questions if part == "train" else 2
@@ -154,6 +161,12 @@ def _rows_of_other_systems(
         rows[f"pairs_{part}"] = list(_pair_rows(chosen, len(settings.languages), rngs["pairs"], avoid=new))
         rows[f"chats_{part}"] = [chat_row(row) for row in conversations[part]]
         rows[f"videos_{part}"] = list(_video_rows(folder, chosen, rngs["videos"]))
+        rows[f"marks_{part}"] = [
+            row
+            for p in chosen
+            if p.language == marks.LANGUAGE
+            for row in MARKED_ROWS[part](p.scene, p.file, p.boxes, rngs["marks"])
+        ]
     return rows
 
 
