@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw
 
@@ -74,6 +74,7 @@ sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
     anchor=st.sampled_from([48, 336]),
     antialias=st.booleans(),
 )
+@example((2, 1), (4e-115, 0, 4e-115, 0), [], "rectangle", 0, None, 48, False)  # left + 1 - 1 is less than left
 def test_any_region_on_any_picture(size, corners, polygons, shape, seed, width, anchor, antialias) -> None:
     left, right = sorted((corners[0], corners[2]))
     top, bottom = sorted((corners[1], corners[3]))

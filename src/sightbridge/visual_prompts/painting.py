@@ -116,4 +116,4 @@ def _enlarge(points: list[Point], factor: int) -> list[Point]:
 def _enlarge_box(points: list[Point], factor: int) -> list[Point]:
     """A box holds the pixels of both its corners."""
     (left, top), (right, bottom) = points
-    return [(left * factor, top * factor), ((right + 1) * factor - 1, (bottom + 1) * factor - 1)]
+    return [(left * factor, top * factor), (right * factor + (factor - 1), bottom * factor + (factor - 1))]
