@@ -6,6 +6,7 @@ RUN/log.jsonl              a line per logged step and per evaluation
 RUN/bad_samples.jsonl      records that could not be used, if there were any
 RUN/report.html            the run's page: curves (also in curves.png), answers, settings
 RUN/samples.jsonl          answers to some records, after the last step
+RUN/samples                the marked pictures among theirs
 RUN/model                  the model folder, written anew at every save; with training.best, only by a better one
 RUN/checkpoints            what it takes to resume the run exactly, see ``state``
 """
@@ -36,6 +37,7 @@ LEFT_BY_A_RUN = (
     "bad_samples*.jsonl",
     "tensorboard",
     "samples.jsonl",
+    "samples",
     "report.html",
     "curves.png",
     SETTINGS,

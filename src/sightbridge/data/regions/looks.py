@@ -39,7 +39,7 @@ def draw_apart(rng: random.Random, shapes: Sequence[Shape], wishes: Sequence[Wis
     colour by name as often as not.
     """
     drawn = rng.choices(shapes, k=len(wishes))
-    chosen = [wish.shape or shape for wish, shape in zip(wishes, drawn, strict=True)]
+    chosen: list[Shape] = [wish.shape or shape for wish, shape in zip(wishes, drawn, strict=True)]
     counts = Counter(chosen)
     taken = {(shape, wish.colour[1]) for shape, wish in zip(chosen, wishes, strict=True) if wish.colour}
     looks = []
@@ -62,7 +62,7 @@ def draw_pair(rng: random.Random, shapes: Sequence[Shape], count: int, exact: bo
     ``exact``: give every mark the colour of the first where shapes differ, as the original does: it draws a colour
     only until there is one.
     """
-    chosen = [rng.choice(shapes) for _ in range(count)]
+    chosen: list[Shape] = [rng.choice(shapes) for _ in range(count)]
     must_differ = count > 1 and len(set(chosen)) == 1
     looks: list[Look] = []
     for shape in chosen:
