@@ -171,13 +171,17 @@ def statement(scene: Scene, code: str, rng: random.Random, *, avoid: frozenset[P
 def figure_question(
     scene: Scene, code: str, rng: random.Random, *, true: bool, avoid: frozenset[Pair] = frozenset()
 ) -> Question:
-    """VQAScore's question (arXiv 2404.01291) whether an object with its colour and place is on the picture.
+    """VQAScore's question (arXiv 2404.01291) whether an object is on the picture, half the time with its place.
 
     Only what is asked about is in the scene's language, as with VQAScore. ``avoid``: as for ``statement``.
     """
-    thing = rng.choice(scene.objects)
-    said = thing if true else _slightly_wrong(scene, thing, avoid, rng)
-    return Question("figure", FIGURE.format(phrase(scene, said, code)), "Yes" if true else "No", code, thing.pair)
+    thing, with_place = rng.choice(scene.objects), rng.random() < 0.5
+    if with_place:
+        text = phrase(scene, thing if true else _slightly_wrong(scene, thing, avoid, rng), code)
+    else:
+        kind, colour = thing.pair if true else _absent(scene, thing, avoid, rng)
+        text = _words(code)["object"].format(**_forms(_words(code), scene, kind, colour))
+    return Question("figure", FIGURE.format(text), "Yes" if true else "No", code, thing.pair)
 
 
 def _slightly_wrong(scene: Scene, thing: SceneObject, avoid: frozenset[Pair], rng: random.Random) -> SceneObject:
