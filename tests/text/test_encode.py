@@ -262,6 +262,38 @@ def test_length_limit_never_cuts_a_picture() -> None:
         assert cut.truncated == len(encode(rendered, tokenizer, 4).input_ids) - len(first.input_ids)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    turns=conversations,
+    template=st.sampled_from([*ANSWERS_ONLY, *ENCODER_DECODER]),
+    name=st.sampled_from(["bpe-bos", "llama", "t5", "unigram-eos"]),
+    limit=st.integers(1, 60),
+    drop=st.booleans(),
+)
+def test_a_cut_row_is_the_front_of_the_whole_one_and_has_whole_pictures(
+    turns: list[Turn], template: str, name: str, limit: int, drop: bool
+) -> None:
+    """Several pictures anywhere, or none: a limit takes text away, and pictures only whole and only if it may."""
+    tokenizer, rendered = tokenizer_named(name), render(load_template(template), turns, system="")
+    switches = {"drop_cut_images": drop}
+    try:
+        whole = encode(rendered, tokenizer, TOKENS)
+        cut = encode(rendered, tokenizer, TOKENS, max_length=limit, max_answer_length=1000, switches=switches)
+    except NoTargetError:
+        return
+    except DataError as error:
+        assert not drop and "picture(s) of 3 tokens each do not fit" in str(error)
+        return
+    assert len(cut.input_ids) <= limit or cut == whole
+    assert cut.images == whole.images or (drop and cut.images < whole.images)
+    slots = "".join("#" if slot else " " for slot in cut.image_slots).split()
+    assert all(len(run) % TOKENS == 0 for run in slots) and sum(map(len, slots)) == cut.images * TOKENS
+    kept = len(cut.input_ids) - (1 if cut.truncated and rendered.template.encoder_decoder else 0)
+    assert cut.input_ids[:kept] == whole.input_ids[:kept]
+    assert cut.image_slots[:kept] == whole.image_slots[:kept]
+    assert len(cut.input_ids) + cut.truncated == len(whole.input_ids)
+
+
 def test_length_limit_never_cuts_a_prompt() -> None:
     rendered = render(load_template("vicuna_v1"), turns_of("is the cup red?", None), record_id="r7")
     with pytest.raises(DataError, match=r"record 'r7': the prompt takes \d+ positions, max_length is 5"):
