@@ -24,12 +24,32 @@ from sightbridge.cli.arguments import (
     read_generation,
     read_part_sources,
 )
+from sightbridge.cli.console import console
 from sightbridge.cli.loading import load_for_answers
+from sightbridge.cli.marking import (
+    OnOption,
+    OverwriteMarkedOption,
+    SaveMarkedOption,
+    check_marking,
+    draw_marks,
+    save_marked_copy,
+)
+from sightbridge.cli.marks import (
+    AlphaOption,
+    BboxOption,
+    ColorOption,
+    PolygonOption,
+    RegionOption,
+    ShapeOption,
+    WidthOption,
+    read_marks,
+)
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sightbridge.config.generation import GenerationSettings
     from sightbridge.data.processor import Processor
-    from sightbridge.images.load import ImageSource
     from sightbridge.models.vlm import VisionLanguageModel
 
 
@@ -39,9 +59,21 @@ def ask(
     question: Annotated[
         str,
         typer.Argument(
-            metavar="QUESTION", help="In quotes. '<image>' in it marks where a picture goes; without, they come first."
+            metavar="QUESTION",
+            help="In quotes. '<image>' in it marks where a picture goes; without, they come first. '<bbox>' becomes "
+            "the words for a mark, such as 'within the red rectangle'; of several they are '<bbox0>', '<bbox1>'.",
         ),
     ],
+    bbox: BboxOption = None,
+    polygon: PolygonOption = None,
+    region: RegionOption = None,
+    shape: ShapeOption = None,
+    color: ColorOption = None,
+    width: WidthOption = None,
+    alpha: AlphaOption = None,
+    on: OnOption = 1,
+    save_marked: SaveMarkedOption = None,
+    overwrite: OverwriteMarkedOption = False,
     max_new_tokens: MaxNewTokensOption = 64,
     beams: BeamsOption = 1,
     sample: SampleOption = False,
@@ -55,27 +87,40 @@ def ask(
     device_map: DeviceMapOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print question and answer as a JSON object.")] = False,
 ) -> None:
-    """Ask a model about one or several pictures.
+    """Ask a model about one or several pictures, and about what is marked on one of them.
 
     \b
     Examples:
       sightbridge ask runs/quickstart/model photo.jpg "What is in the picture?"
       sightbridge ask MODEL before.png after.png "What has changed?" --beams 4
       sightbridge ask MODEL photo.jpg "Tell a story." --temperature 0.7 --top-p 0.9 --seed 1
+      sightbridge ask MODEL photo.jpg "What is <bbox>?" --bbox 100,200,200,300 --shape arrow
     """
+    from sightbridge.generation.pointing import point_at
+
     settings = read_generation(max_new_tokens, beams, sample, temperature, top_p, seed)
     sources = read_part_sources(source)
-    pictures = _open_pictures(model, images, question)
+    side, pictures = _open_pictures(model, images, question)
+    looks: dict[str, Any] = {"shape": shape, "color": color, "width": width, "alpha": alpha}
+    size = pictures[on - 1].size if on <= len(pictures) else None
+    marks = read_marks(bbox=bbox, polygon=polygon, region=region, size=size, **looks)
+    check_marking(marks, images, on, save_marked, overwrite)
+    asked: dict[str, Any] = {"model": str(model), "images": [str(image) for image in images]}
+    asked["question"] = point_at(question, marks)
+    if marks:
+        pictures[on - 1] = drawn = draw_marks(pictures[on - 1], marks, side, images[on - 1])
 
     vlm, processor = load_for_answers(model, sources, system, cpu=cpu, load_in=load_in, device_map=device_map)
-    asked = {"model": str(model), "images": [str(image) for image in images], "question": question}
+    if marks:
+        asked["marked"] = str(save_marked_copy(drawn, images[on - 1].name, save_marked))
+        console(stderr=True).print(f"the marked picture is in {asked['marked']}", style="dim", soft_wrap=True)
     _print_answer(vlm, processor, pictures, settings, asked, as_json)
 
 
 def _print_answer(
     model: VisionLanguageModel,
     processor: Processor,
-    pictures: list[ImageSource],
+    pictures: list[Image.Image],
     settings: GenerationSettings,
     asked: dict[str, Any],
     as_json: bool,
@@ -92,14 +137,17 @@ def _print_answer(
     typer.echo(json.dumps({**asked, "answer": text}, ensure_ascii=False) if as_json else text)
 
 
-def _open_pictures(model: Path, images: list[Path], question: str) -> list[ImageSource]:
-    """Look at the model's manifest and open the pictures: mistakes show before anything heavy is imported."""
+def _open_pictures(model: Path, images: list[Path], question: str) -> tuple[int, list[Image.Image]]:
+    """Look at the model's manifest and open the pictures: mistakes show before anything heavy is imported.
+
+    The first is the side of a picture as the model sees it.
+    """
     from sightbridge.checkpoints.atomic import existing_folder
     from sightbridge.checkpoints.manifest import read_manifest
     from sightbridge.errors import SettingsError
     from sightbridge.images.load import load_image
 
-    read_manifest(existing_folder(model.expanduser().resolve()))
+    manifest = read_manifest(existing_folder(model.expanduser().resolve()))
     if len(question) < 256 and Path(question).is_file():
         raise SettingsError(f"the last word is the question, but '{question}' is a file. Add a question in quotes.")
-    return [load_image(image) for image in images]
+    return manifest.settings.image.size, [load_image(image) for image in images]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -23,10 +23,27 @@ from sightbridge.cli.arguments import (
     SystemOption,
     read_part_sources,
 )
-from sightbridge.cli.chat_commands import Commands, Leave
+from sightbridge.cli.chat_commands import Commands, Leave, mark_picture
 from sightbridge.cli.chat_input import read_lines
 from sightbridge.cli.console import console, print_error
 from sightbridge.cli.loading import load_for_answers
+from sightbridge.cli.marking import (
+    OnOption,
+    OverwriteMarkedOption,
+    SaveMarkedOption,
+    check_marking,
+    draw_marks,
+)
+from sightbridge.cli.marks import (
+    AlphaOption,
+    BboxOption,
+    ColorOption,
+    PolygonOption,
+    RegionOption,
+    ShapeOption,
+    WidthOption,
+    read_marks,
+)
 from sightbridge.errors import SightbridgeError
 
 if TYPE_CHECKING:
@@ -41,6 +58,16 @@ def chat(
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Picture files to begin with.", show_default=False)
     ] = None,
+    bbox: BboxOption = None,
+    polygon: PolygonOption = None,
+    region: RegionOption = None,
+    shape: ShapeOption = None,
+    color: ColorOption = None,
+    width: WidthOption = None,
+    alpha: AlphaOption = None,
+    on: OnOption = 1,
+    save_marked: SaveMarkedOption = None,
+    overwrite: OverwriteMarkedOption = False,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="An answer is cut after so many tokens.", show_default="512")
     ] = None,
@@ -60,31 +87,40 @@ def chat(
     """Talk with a model about pictures.
 
     A line is a question, or a command if it begins with a colon; ':help' lists them. Ctrl-C stops an answer, Ctrl-D
-    leaves. From a pipe, questions are read line by line.
+    leaves. From a pipe, questions are read line by line. '<bbox>' in a question becomes the words for a mark; ':mark'
+    makes one on the way.
 
     \b
     Examples:
       sightbridge chat runs/quickstart/model photo.jpg
       sightbridge chat MODEL before.png after.png --system "Answer in one word."
       echo "What is in the picture?" | sightbridge chat MODEL photo.jpg
+      sightbridge chat MODEL photo.jpg --bbox 100,200,200,300 --shape arrow
     """
     from sightbridge.checkpoints.atomic import existing_folder
     from sightbridge.checkpoints.manifest import read_manifest
     from sightbridge.images.load import load_image
 
-    sources = read_part_sources(source)
-    read_manifest(existing_folder(model.expanduser().resolve()))
-    for image in images or []:
-        load_image(image)
+    sources, images = read_part_sources(source), images or []
+    manifest = read_manifest(existing_folder(model.expanduser().resolve()))
+    opened = [load_image(image) for image in images]
+    looks: dict[str, Any] = {"shape": shape, "color": color, "width": width, "alpha": alpha}
+    size = opened[on - 1].size if on <= len(opened) else None
+    marks = read_marks(bbox=bbox, polygon=polygon, region=region, size=size, **looks)
+    check_marking(marks, images, on, save_marked, overwrite)
+    if marks:
+        draw_marks(opened[on - 1], marks, manifest.settings.image.size, images[on - 1])
     vlm, processor = load_for_answers(model, sources, None, cpu=cpu, load_in=load_in, device_map=device_map)
 
     from sightbridge.generation.chat import Chat
     from sightbridge.generation.chat_file import load_chat
 
-    conversation = Chat(vlm, processor, images or [], system=system, context=context)
+    conversation = Chat(vlm, processor, images, system=system, context=context)
     changes = {"max_new_tokens": max_new_tokens, "seed": seed}
     conversation.configure(**{name: value for name, value in changes.items() if value is not None})
     conversation.default_settings = conversation.settings
+    if marks:
+        mark_picture(conversation, on, marks, console(stderr=True), save_marked)
     if load:
         load_chat(conversation, load)
     if not talk(conversation, str(model)):

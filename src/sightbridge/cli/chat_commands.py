@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
 
 from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.cli.marking import save_marked_copy
+from sightbridge.cli.marks import read_marks
 from sightbridge.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sightbridge.generation.chat import Chat
+    from sightbridge.visual_prompts import Mark
 
 
 class Leave(Exception):  # noqa: N818 (it is no error)
@@ -44,6 +49,12 @@ class Commands:
             Command((":img",), "", "list the pictures", self.pictures),
             Command((":img add",), "FILE", "show a picture with the next question", self.add_picture),
             Command((":img remove",), "N", "take picture N away", self.remove_picture),
+            Command(
+                (":mark",),
+                "N bbox=LEFT,TOP,RIGHT,BOTTOM [shape=... color=... polygon=... width=... alpha=...]",
+                "mark a part of picture N; '<bbox>' in a question becomes the words for it",
+                self.mark,
+            ),
             Command((":seed",), "[N]", "show or set the seed of sampling; 'none' for a new one each time", self.seed),
             Command((":conf",), "[KEY=VALUE ...]", "show or change how answers are made", self.configure),
             Command((":reset-conf",), "", "make answers as in the beginning", self.reset),
@@ -132,7 +143,8 @@ class Commands:
         waiting = len(self.chat.waiting)
         pictures = self.chat.pictures
         for number, picture in enumerate(pictures, start=1):
-            note = "  with the next question" if number > len(pictures) - waiting else ""
+            note = "".join(f"  {mark.noun}" for mark in picture.marks)
+            note += "  with the next question" if number > len(pictures) - waiting else ""
             console().print(Text(f"{number}  {picture.name}").append(note, style="dim"))
         if not pictures:
             self._say("no pictures; ':img add FILE' shows one")
@@ -147,6 +159,19 @@ class Commands:
         if not number.isdecimal():
             raise SettingsError(f":img remove: expected the number of a picture, got '{number}'; ':img' lists them")
         self._say(f"removed {self.chat.remove_picture(int(number)).name}")
+
+    def mark(self, text: str) -> None:
+        """Mark a part of a picture."""
+        from sightbridge.images.load import load_image
+
+        number, _, where = text.partition(" ")
+        if not number.isdecimal() or not where.strip():
+            raise SettingsError(
+                f":mark: expected the number of a picture and what to mark on it, such as "
+                f"':mark 1 bbox=10,20,110,80 shape=arrow', got '{text}'"
+            )
+        size = load_image(self.chat.picture(int(number)).source).size
+        mark_picture(self.chat, int(number), read_marks(region=[_as_region(where)], size=size), console())
 
     def seed(self, number: str) -> None:
         """Show or set the seed."""
@@ -190,6 +215,28 @@ class Commands:
 
     def _say(self, text: str) -> None:
         console().print(Text(text, style="dim"))
+
+
+def mark_picture(chat: Chat, number: int, marks: Sequence[Mark], out: Console, save_as: Path | None = None) -> None:
+    """Mark a picture of a conversation, keep a copy of it as a file, and say how to point at the marks."""
+    from sightbridge.images.load import load_image
+
+    picture = chat.mark(number, marks)
+    path = save_marked_copy(load_image(picture.source), picture.name, save_as)
+    out.print(Text(f"picture {number} is marked, see {path}", style="dim"), soft_wrap=True)
+    for place, mark in enumerate(chat.marks):
+        name = f"<bbox{place}>" if len(chat.marks) > 1 else "<bbox>"
+        out.print(Text(f"{name} in a question becomes '{mark.phrase}'", style="dim"), soft_wrap=True)
+
+
+def _as_region(text: str) -> str:
+    """``bbox=1,2,30,40 shape='mask contour'`` as ``--region`` takes it, with ';' between; that is taken as well."""
+    import shlex
+
+    try:
+        return text if ";" in text else ";".join(shlex.split(text))
+    except ValueError as error:
+        raise SettingsError(f":mark: {error} in {text}") from error
 
 
 _NOT_SAMPLING = "; it changes nothing until you sample, such as with ':conf temperature=0.7'"

@@ -10,6 +10,7 @@ Nothing in here knows a terminal or a web page.
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
 from copy import copy
@@ -30,11 +31,13 @@ from sightbridge.data.processor import Processor, prompt_record
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, SettingsError
 from sightbridge.generation.answer import encode_images, stream_batch
+from sightbridge.generation.pointing import point_at
 from sightbridge.images.load import ImageSource, describe_source, image_key, load_image, read_bytes
 from sightbridge.models.context import context_length
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.text.template import PromptTemplate, RoleFormat
 from sightbridge.text.turns import IMAGE_MARKER, Turn, as_text
+from sightbridge.visual_prompts import Mark, draw
 
 LONGEST_ANSWER = 512
 """Without other settings, answers are cut after so many tokens (as MiniGPT4Qwen's are), or after half the context."""
@@ -42,11 +45,15 @@ LONGEST_ANSWER = 512
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture that was shown. ``path`` is where it came from, if that was a file; its bytes are held all the same."""
+    """A picture that was shown. ``path`` is where it came from, if that was a file; its bytes are held all the same.
+
+    ``marks`` are drawn on it already: ``<bbox>`` in a question is the phrase of one.
+    """
 
     name: str
     source: ImageSource
     path: Path | None = None
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,11 @@ class Chat:
         return [*_pictures_of(self.exchanges), *self.waiting]
 
     @property
+    def marks(self) -> list[Mark]:
+        """The marks of all pictures, in the order of these: ``<bbox0>`` in a question is the first one."""
+        return [mark for picture in self.pictures for mark in picture.marks]
+
+    @property
     def system(self) -> str:
         """The system text that the model is given, its template's own if no other was set."""
         own = self.processor.prompt_settings.system
@@ -162,17 +174,37 @@ class Chat:
 
         Raises ``DataError`` if there is none.
         """
+        picture = self.picture(number)
+        for index, exchange in enumerate(self.exchanges):
+            if picture in exchange.pictures:
+                self.exchanges[index] = _without_picture(exchange, exchange.pictures.index(picture))
+                return picture
+        self.waiting.remove(picture)
+        return picture
+
+    def picture(self, number: int) -> Picture:
+        """Picture ``number`` of ``pictures``, counted from 1. Raises ``DataError`` if there is none."""
         count = len(self.pictures)
         if not 1 <= number <= count:
             there = f"there are {count}, counted from 1" if count else "there is none"
             raise DataError(f"there is no picture {number}; {there}.")
-        place = number - 1
+        return self.pictures[number - 1]
+
+    def mark(self, number: int, marks: Sequence[Mark]) -> Picture:
+        """Draw marks on picture ``number``: the model sees it so from now on, and earlier questions about it too.
+
+        Line widths are in pixels of the picture as the model sees it; what is random about a mark is the same every
+        time. Raises ``DataError`` if there is no such picture, or for a box outside of it.
+        """
+        before = self.picture(number)
+        side = self.processor.image_settings.size
+        drawn = draw(load_image(before.source, name=before.name), marks, random.Random(0), anchor=side)
+        after = Picture(before.name, drawn, marks=(*before.marks, *marks))
+        self.waiting = [after if picture is before else picture for picture in self.waiting]
         for index, exchange in enumerate(self.exchanges):
-            if place < len(exchange.pictures):
-                self.exchanges[index] = _without_picture(exchange, place)
-                return exchange.pictures[place]
-            place -= len(exchange.pictures)
-        return self.waiting.pop(place)
+            pictures = tuple(after if picture is before else picture for picture in exchange.pictures)
+            self.exchanges[index] = replace(exchange, pictures=pictures)
+        return after
 
     def clear(self) -> None:
         """Forget what was said. The pictures stay: they go with the next question."""
@@ -202,7 +234,8 @@ class Chat:
         stopped is remembered as far as it was given out; if that is nothing, the question was never asked.
 
         Raises:
-            DataError: the question is too long by itself, or its markers and the pictures that wait disagree.
+            DataError: the question is too long by itself, its markers and the pictures that wait disagree, or it says
+                ``<bbox>`` where there is no such mark.
         """
         asked = self._exchange(question)
         batch = self._prompt(asked)
@@ -221,7 +254,7 @@ class Chat:
                 f"'{IMAGE_MARKER}' in a question marks the place of a picture that was added since the last one: "
                 f"{len(self.waiting)} wait, but the question has {markers} marker(s). Without any, pictures go first."
             )
-        record = prompt_record([picture.source for picture in self.waiting], question)
+        record = prompt_record([picture.source for picture in self.waiting], point_at(question, self.marks))
         return Exchange(record.turns[0].text or "", "", tuple(self.waiting))
 
     def _prompt(self, asked: Exchange) -> Batch:
