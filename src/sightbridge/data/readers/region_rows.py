@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sightbridge.data.marks import StoredRegion
 from sightbridge.data.readers.rows import Row, take
@@ -199,7 +199,7 @@ class RegionRow:
         return DataError(f"{self.where}, key '{key}': {what}.")
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: Any) -> TypeGuard[list[float]]:
     """Whether it is a list of finite numbers."""
     return isinstance(value, list) and all(
         isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value

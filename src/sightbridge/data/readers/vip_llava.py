@@ -20,10 +20,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sightbridge.data.readers.llava import conversation_record
 from sightbridge.data.readers.region_rows import BOX_KEYS, REGION_KEYS, RegionRow
+from sightbridge.data.readers.row_index import index_records
 from sightbridge.data.readers.rows import Row, find_image, read_rows, take, take_id, take_texts
 from sightbridge.data.record import Plan, Record
 from sightbridge.data.regions.plans import (
@@ -47,20 +49,25 @@ FIDELITIES = ("corrected", "exact")
 """Whether region data is as it was meant to be, or exactly as ViP-LLaVA's code made it, slips included."""
 
 
-def read_vip_llava(path: Path, images_folder: Path, *, regions: str = "corrected") -> Iterator[Record]:
-    """Yield a record for every row of ``path``; relative names of files are looked up in ``images_folder``.
+def read_vip_llava(path: Path, images_folder: Path, *, regions: str = "corrected") -> Sequence[Record]:
+    """Read every row of ``path``; relative names of files are looked up in ``images_folder``.
+
+    Rows are checked at once. Those of files with a line for each are not held in memory but read again when they are
+    looked at.
 
     ``regions="exact"``: RefCOCOg's and Visual Genome's rows without their pictures, and the former without phrases,
     which the original loses; a subject's colour for its object too; no phrase of a colour without a name in Flickr30k's
     captions. Raises ``DataError`` naming file, row and key for a row that is not as it should be.
     """
-    for number, where, row in read_rows(path):
-        row_of = RegionRow(row, where, images_folder)
-        name = f"{path.stem}-{number}"
-        if "conversations" in row:
-            yield _conversation(row_of, name, regions == "exact")
-        else:
-            yield _planned(row_of, _data_set_plan(row_of, regions == "exact"), regions == "exact")
+    make = partial(_make_record, images_folder=images_folder, stem=path.stem, exact=regions == "exact")
+    return index_records(path, make)
+
+
+def _make_record(row: Row, number: int, where: str, *, images_folder: Path, stem: str, exact: bool) -> Record:
+    row_of = RegionRow(row, where, images_folder)
+    if "conversations" in row:
+        return _conversation(row_of, f"{stem}-{number}", exact)
+    return _planned(row_of, _data_set_plan(row_of, exact), exact)
 
 
 def read_region_test(path: Path, images_folder: Path, test: str) -> Iterator[Record]:
