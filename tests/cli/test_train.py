@@ -128,6 +128,19 @@ def test_what_a_chain_measured_is_shown_by_language(capsys: pytest.CaptureFixtur
     assert not any("validation_loss" in row for row in rows)
 
 
+def test_what_marks_are_worth_is_shown_by_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    after = {"accuracy": 0.75, "accuracy/arrow": 0.8, "accuracy/mask contour": 0.7}
+    after |= {f"unmarked_{name}": value - 0.5 for name, value in after.items()}
+    _report_chain([StepResult("stage2", "tiny/random", 3, {}, after)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row[:1] == ["stage2"]] == [
+        ["stage2", "3", "accuracy", "0.750"],
+        ["stage2", "accuracy", "all", "0.750", "0.250", "+0.500"],
+        ["stage2", "accuracy", "arrow", "0.800", "0.300", "+0.500"],
+        ["stage2", "accuracy", "mask", "contour", "0.700", "0.200", "+0.500"],
+    ]
+
+
 def test_metrics_need_records(workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["data.validation=[]", "evaluation.metrics=[cider]"]
     assert run_command("train", "tiny/random", *workplace.overrides, *options, "--out", tmp_path / "run") == 1

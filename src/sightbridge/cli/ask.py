@@ -100,7 +100,7 @@ def ask(
 
     settings = read_generation(max_new_tokens, beams, sample, temperature, top_p, seed)
     sources = read_part_sources(source)
-    side, pictures = _open_pictures(model, images, question)
+    anchor, pictures = _open_pictures(model, images, question)
     looks: dict[str, Any] = {"shape": shape, "color": color, "width": width, "alpha": alpha}
     size = pictures[on - 1].size if on <= len(pictures) else None
     marks = read_marks(bbox=bbox, polygon=polygon, region=region, size=size, **looks)
@@ -108,7 +108,7 @@ def ask(
     asked: dict[str, Any] = {"model": str(model), "images": [str(image) for image in images]}
     asked["question"] = point_at(question, marks)
     if marks:
-        pictures[on - 1] = drawn = draw_marks(pictures[on - 1], marks, side, images[on - 1])
+        pictures[on - 1] = drawn = draw_marks(pictures[on - 1], marks, anchor, images[on - 1])
 
     vlm, processor = load_for_answers(model, sources, system, cpu=cpu, load_in=load_in, device_map=device_map)
     if marks:
@@ -140,7 +140,7 @@ def _print_answer(
 def _open_pictures(model: Path, images: list[Path], question: str) -> tuple[int, list[Image.Image]]:
     """Look at the model's manifest and open the pictures: mistakes show before anything heavy is imported.
 
-    The first is the side of a picture as the model sees it.
+    The first is the side of the pictures that the model's marks are meant for.
     """
     from sightbridge.checkpoints.atomic import existing_folder
     from sightbridge.checkpoints.manifest import read_manifest
@@ -150,4 +150,4 @@ def _open_pictures(model: Path, images: list[Path], question: str) -> tuple[int,
     manifest = read_manifest(existing_folder(model.expanduser().resolve()))
     if len(question) < 256 and Path(question).is_file():
         raise SettingsError(f"the last word is the question, but '{question}' is a file. Add a question in quotes.")
-    return manifest.settings.image.size, [load_image(image) for image in images]
+    return manifest.settings.image.anchor, [load_image(image) for image in images]

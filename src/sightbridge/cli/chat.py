@@ -109,7 +109,7 @@ def chat(
     marks = read_marks(bbox=bbox, polygon=polygon, region=region, size=size, **looks)
     check_marking(marks, images, on, save_marked, overwrite)
     if marks:
-        draw_marks(opened[on - 1], marks, manifest.settings.image.size, images[on - 1])
+        draw_marks(opened[on - 1], marks, manifest.settings.image.anchor, images[on - 1])
     vlm, processor = load_for_answers(model, sources, None, cpu=cpu, load_in=load_in, device_map=device_map)
 
     from sightbridge.generation.chat import Chat

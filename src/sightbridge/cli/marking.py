@@ -60,8 +60,8 @@ def check_marking(
         )
 
 
-def draw_marks(picture: ImageSource, marks: Sequence[Mark], side: int, name: object) -> Image.Image:
-    """Draw ``marks`` as a model that sees ``side`` pixels was shown them; the same marks always look alike.
+def draw_marks(picture: ImageSource, marks: Sequence[Mark], anchor: int, name: object) -> Image.Image:
+    """Draw ``marks`` as a model with this ``anchor`` was shown them; the same marks always look alike.
 
     Raises ``DataError``, with the picture's ``name``, for a box outside of it.
     """
@@ -71,7 +71,7 @@ def draw_marks(picture: ImageSource, marks: Sequence[Mark], side: int, name: obj
     from sightbridge.visual_prompts import draw
 
     try:
-        return draw(load_image(picture), marks, random.Random(0), anchor=side)
+        return draw(load_image(picture), marks, random.Random(0), anchor=anchor)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -14,6 +14,8 @@ from sightbridge.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from sightbridge.config.load import LoadedRecipe
     from sightbridge.config.parent import ParentRecipe
     from sightbridge.training.chain import StepResult
@@ -107,22 +109,40 @@ def _train_chain(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bo
 
 def _report_chain(results: Sequence[StepResult]) -> None:
     """Show what every run measured before and after: on the whole and, if records are in several, by language."""
+    from sightbridge.evaluation.answers import UNMARKED
+    from sightbridge.visual_prompts import SHAPES
+
     whole = new_table("run", "steps", "measured", "before", "after")
     by_language = new_table("run", "measured", "language", "before", "after")
     for result in results:
         for name, after in result.after.items():
-            if name.startswith("validation_loss"):
+            metric, _, part = name.partition("/")
+            if name.startswith(("validation_loss", UNMARKED)) or part in SHAPES:
                 continue
             before = result.before.get(name)
             numbers = ("" if before is None else f"{before:.3f}", f"{after:.3f}")
-            metric, _, language = name.partition("/")
-            if language and metric in result.after:
-                by_language.add_row(result.name, metric, language, *numbers)
+            if part and metric in result.after:
+                by_language.add_row(result.name, metric, part, *numbers)
             else:
                 whole.add_row(result.name, str(result.steps), name, *numbers)
-    show_table(whole)
-    if by_language.row_count:
-        show_table(by_language)
+    for table in (whole, by_language, _by_shape(results)):
+        if table.row_count:
+            show_table(table)
+
+
+def _by_shape(results: Sequence[StepResult]) -> Table:
+    """What the marks on pictures are worth, shape by shape: the same questions with and without them, at the end."""
+    from sightbridge.evaluation.answers import UNMARKED
+
+    table = new_table("run", "measured", "mark", "marked", "unmarked", "difference")
+    for result in results:
+        for name, unmarked in result.after.items():
+            metric, _, shape = name.removeprefix(UNMARKED).partition("/")
+            if name.startswith(UNMARKED):
+                marked = result.after[name.removeprefix(UNMARKED)]
+                numbers = (f"{marked:.3f}", f"{unmarked:.3f}", f"{marked - unmarked:+.3f}")
+                table.add_row(result.name, metric, shape or "all", *numbers)
+    return table
 
 
 def _report(history: list[dict[str, Any]], folder: Path, first_stage: bool) -> None:

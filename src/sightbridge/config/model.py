@@ -146,6 +146,17 @@ class ImageSettings(Settings):
     crop_scale: tuple[float, float] = Field(
         default=(0.5, 1.0), description="share of the area that a random crop keeps"
     )
+    mark_anchor: int | None = Field(
+        default=None,
+        ge=1,
+        description="side in pixels of the pictures that the lengths of visual prompts are meant for; null = size, as "
+        "in ViP-LLaVA. A larger one makes finer marks",
+    )
+
+    @property
+    def anchor(self) -> int:
+        """``mark_anchor``, or ``size`` in its place."""
+        return self.mark_anchor or self.size
 
 
 class PromptSettings(Settings):

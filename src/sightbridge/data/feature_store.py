@@ -117,7 +117,7 @@ class Views:
 
     def open(self, view: View) -> Tensor:
         """Normalised pixels (3, size, size) of a view; raises ``ImageError`` for a picture that cannot be opened."""
-        source = view.marks.on(view.source, self.image.size)
+        source = view.marks.on(view.source, self.image.anchor)
         if not view.drawn:
             return self._fixed(load_image(source))
         pixels = self._training.open(source, epoch=view.number, record_id=view.record_id, position=view.position)

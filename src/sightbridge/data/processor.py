@@ -184,7 +184,7 @@ class Processor:
     def _open(self, source: ImageSource, record: Record, position: int, training: bool, epoch: int) -> Tensor:
         marks = drawing(record, position, (self.seed, epoch) if training else None)
         try:
-            source = marks.on(source, self.image_settings.size)
+            source = marks.on(source, self.image_settings.anchor)
             if training:
                 return self.train_transform.open(source, epoch=epoch, record_id=record.id, position=position)
             return self.transform(load_image(source))

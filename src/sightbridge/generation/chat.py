@@ -197,8 +197,8 @@ class Chat:
         time. Raises ``DataError`` if there is no such picture, or for a box outside of it.
         """
         before = self.picture(number)
-        side = self.processor.image_settings.size
-        drawn = draw(load_image(before.source, name=before.name), marks, random.Random(0), anchor=side)
+        anchor = self.processor.image_settings.anchor
+        drawn = draw(load_image(before.source, name=before.name), marks, random.Random(0), anchor=anchor)
         after = Picture(before.name, drawn, marks=(*before.marks, *marks))
         self.waiting = [after if picture is before else picture for picture in self.waiting]
         for index, exchange in enumerate(self.exchanges):

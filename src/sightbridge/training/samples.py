@@ -39,7 +39,7 @@ def write_samples(
     usable = [record for record in records if record.images and record.turns[-1].role == "assistant"]
     chosen = random.Random(0).sample(usable, min(HOW_MANY, len(usable)))
     brief = settings.model_copy(update={"max_new_tokens": min(settings.max_new_tokens, 64), "num_answers": 1})
-    anchor = processor.image_settings.size
+    anchor = processor.image_settings.anchor
     lines = [
         {
             "id": record.id,

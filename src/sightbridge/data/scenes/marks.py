@@ -19,12 +19,18 @@ FEWEST = {"train": 2, "test": 3}
 
 
 def training_rows(scene: Scene, file: str, boxes: Sequence[Box], rng: random.Random) -> Iterator[dict[str, Any]]:
-    """A row about each thing of a picture: all questions in random order; training draws how it is marked."""
+    """A row for each question about each thing of a picture, in random order; training draws how it is marked.
+
+    Two questions about one mark do not share a row: the first answer would tell a part of the second one.
+    """
     if len(scene.objects) < FEWEST["train"]:
         return
-    for number, (thing, box) in enumerate(zip(scene.objects, boxes, strict=True)):
-        types = rng.sample(MARKED_TYPES, len(MARKED_TYPES))
-        yield _row(scene, f"marked-{number}", file, thing, box, types)
+    rows = [
+        _row(scene, f"marked-{number}-{type_}", file, thing, box, type_)
+        for number, (thing, box) in enumerate(zip(scene.objects, boxes, strict=True))
+        for type_ in MARKED_TYPES
+    ]
+    yield from rng.sample(rows, len(rows))
 
 
 def test_rows(scene: Scene, file: str, boxes: Sequence[Box], rng: random.Random) -> Iterator[dict[str, Any]]:
@@ -39,25 +45,25 @@ def test_rows(scene: Scene, file: str, boxes: Sequence[Box], rng: random.Random)
     ]
     for shape in SHAPES if alone else ():
         thing, box, type_ = rng.choice(alone)
-        row = _row(scene, shape.replace(" ", "-"), file, thing, box, [type_])
-        yield row | {"shape": shape, "color": rng.choice(list(COLOURS)), "type": type_}
+        row = _row(scene, shape.replace(" ", "-"), file, thing, box, type_)
+        yield row | {"shape": shape, "color": rng.choice(list(COLOURS))}
 
 
 def _answer(scene: Scene, thing: SceneObject, type_: str) -> str:
     return marked_question(scene, thing, type_, LANGUAGE).answer
 
 
-def _row(scene: Scene, name: str, file: str, thing: SceneObject, box: Box, types: Sequence[str]) -> dict[str, Any]:
-    turns = []
-    for type_ in types:
-        asked = marked_question(scene, thing, type_, LANGUAGE)
-        turns.append({"from": "human", "value": asked.text if turns else f"<image>\n{asked.text}"})
-        turns.append({"from": "gpt", "value": asked.answer})
+def _row(scene: Scene, name: str, file: str, thing: SceneObject, box: Box, type_: str) -> dict[str, Any]:
+    asked = marked_question(scene, thing, type_, LANGUAGE)
     row = {
         "id": f"{Path(file).with_suffix('').as_posix()}-{name}",
         "image": file,
         "bbox": box,
-        "conversations": turns,
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{asked.text}"},
+            {"from": "gpt", "value": asked.answer},
+        ],
         "language": LANGUAGE,
+        "type": type_,
     }
     return row | {"segmentation": [polygon]} if (polygon := outline(thing, box)) else row
