@@ -52,6 +52,22 @@ View = Callable[["Record", Tally], list[Segment]]
 """Counts a record, and says what of it is context, target or picture."""
 
 
+RegionsOption = Annotated[
+    str | None,
+    typer.Option(help="With --format vip_llava: corrected, or exact, with the original's slips.", show_default=False),
+]
+EpochOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Show what training draws in this epoch: shapes, colours, words.", show_default=False),
+]
+SaveMarkedOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Write the shown records' marked pictures into it, as PNG.", show_default=False
+    ),
+]
+
+
 def inspect_data(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Annotation file.")],
     data_format: Annotated[str, typer.Option("--format", help="Name of a reader: llava, coco_caption.")],
@@ -68,22 +84,9 @@ def inspect_data(
     tokens_per_image: Annotated[int, typer.Option(min=1, help="With --tokenizer: tokens of one picture.")] = 1,
     row: Annotated[int | None, typer.Option(min=1, help="Show only this record.", show_default=False)] = None,
     count: Annotated[int, typer.Option(min=0, help="Show so many records from the first on.")] = 3,
-    regions: Annotated[
-        str | None,
-        typer.Option(
-            help="With --format vip_llava: corrected, or exact, with the original's slips.", show_default=False
-        ),
-    ] = None,
-    epoch: Annotated[
-        int | None,
-        typer.Option(min=0, help="Show what training draws in this epoch: shapes, colours, words.", show_default=False),
-    ] = None,
-    save_marked: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write the shown records' marked pictures into it, as PNG.", show_default=False
-        ),
-    ] = None,
+    regions: RegionsOption = None,
+    epoch: EpochOption = None,
+    save_marked: SaveMarkedOption = None,
     lengths: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +126,7 @@ def inspect_data(
     chosen = range(count) if row is None else range(row - 1, row)
     _show_records(records, _choose_view(processor, template), chosen)
     if save_marked is not None:
-        anchor = processor.image_settings.size if model is not None and processor is not None else ANCHOR
+        anchor = processor.image_settings.anchor if model is not None and processor is not None else ANCHOR
         _save_marked(records, chosen, epoch, anchor, save_marked)
 
 

@@ -60,6 +60,9 @@ def cache_key(recipe: ModelRecipe, model: AnyModel | None = None) -> CacheKey:
         parts["connector"] = {"kind": recipe.model.connector.kind, **recipe.model.connector.options}
         if model is not None:
             weights["connector"] = weights_hash(model.get_submodule("connector"), leave_out="output.")
+    image = recipe.model.image.model_dump(mode="json", exclude={"augment", "crop_scale"})
+    if image["mark_anchor"] is None:  # as in caches that are older than marks
+        del image["mark_anchor"]
     for name in parts:
         if getattr(recipe.training.parts, name).fp32:
             parts[name]["fp32"] = True
@@ -67,7 +70,7 @@ def cache_key(recipe: ModelRecipe, model: AnyModel | None = None) -> CacheKey:
         prefix=prefix,
         weights=weights,
         parts=parts,
-        image=recipe.model.image.model_dump(mode="json", exclude={"augment", "crop_scale"}),
+        image=image,
         precision=recipe.training.precision,
         dtype=recipe.data.cache_dtype,
     )

@@ -100,7 +100,8 @@ class RegionRow:
             except DataError as error:
                 raise DataError(f"{self.where}, key '{key}': {error}") from error
             return region.polygons, region.holes
-        polygons = [] if value is None else [value] if _are_numbers(value) and value else value
+        is_flat = bool(value) and _are_numbers(value)
+        polygons: Any = [] if value is None else [value] if is_flat else value
         if not isinstance(polygons, list) or not all(_are_numbers(one) and len(one) % 2 == 0 for one in polygons):
             raise self.wrong(key, "expected polygons [x1, y1, x2, y2, ...] in pixels, COCO's run lengths, or null")
         return tuple(tuple(map(float, polygon)) for polygon in polygons), ()
