@@ -241,7 +241,7 @@ def test_a_closed_stream_stops_at_once(vip: tuple[VisionLanguageModel, Processor
     steps = []
     hook = model.language_model.model.register_forward_hook(lambda *_: steps.append(1))
     try:
-        pieces = stream(model, processor, picture(3), "What is it?", GenerationSettings(max_new_tokens=900))
+        pieces = stream(model, processor, picture(3), "What is it?", GenerationSettings(max_new_tokens=400))
         for _ in range(rest):
             next(pieces)
         pieces.close()
