@@ -16,9 +16,9 @@ from sightbridge.config.data import SourceSettings
 from sightbridge.data.marks import StoredRegion, marked_pictures, realise
 from sightbridge.data.readers import load_records, read_source
 from sightbridge.data.readers.vip_llava import read_region_test
-from sightbridge.data.regions.looks import Wish, draw_apart
 from sightbridge.errors import DataError, ImageError, SettingsError
 from sightbridge.visual_prompts import COLOURS, SHAPES
+from sightbridge.visual_prompts.looks import Wish, draw_apart
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava" / "regions"
 TEXTS = json.loads((GOLDEN / "vip_texts.json").read_text("utf-8"))

@@ -6,9 +6,9 @@ https://github.com/WisconsinAIVision/ViP-LLaVA), which trained models to follow 
 
 from sightbridge.visual_prompts.contact_sheet import draw_contact_sheet
 from sightbridge.visual_prompts.drawing import draw
+from sightbridge.visual_prompts.looks import random_marks
 from sightbridge.visual_prompts.mark import COLOURS, PREPOSITIONS, SHAPES, Colour, Mark, Shape, parse_colour
 from sightbridge.visual_prompts.masks import decode_rle, region_from_mask, region_from_rle
-from sightbridge.visual_prompts.random_marks import random_mark, random_marks
 from sightbridge.visual_prompts.region import Region, region_from_polygons, region_from_strokes
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "draw",
     "draw_contact_sheet",
     "parse_colour",
-    "random_mark",
     "random_marks",
     "region_from_mask",
     "region_from_polygons",

@@ -10,11 +10,11 @@ from typing import Any, TypeGuard
 
 from sightbridge.data.marks import StoredRegion
 from sightbridge.data.readers.rows import Row, take
-from sightbridge.data.regions.looks import Wish
 from sightbridge.data.regions.sentences import Words
 from sightbridge.data.regions.vcr import Choice
 from sightbridge.errors import DataError
 from sightbridge.visual_prompts import Mark, Region, parse_colour, region_from_rle
+from sightbridge.visual_prompts.looks import Wish
 
 Box = tuple[float, float, float, float]
 Flat = tuple[tuple[float, ...], ...]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
 from sightbridge.data.record import Plan, Realised
-from sightbridge.data.regions.looks import Look, Wish, draw_apart, draw_pair, make_marks
 from sightbridge.data.regions.sentences import ask_for_letter, draw_article, name_objects, sentences
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 from sightbridge.visual_prompts import SHAPES, Mark, Region, Shape
+from sightbridge.visual_prompts.looks import Look, Wish, draw_apart, draw_pair, make_marks
 
 PLACEHOLDER = re.compile(r"<bbox(\d*)>")
 """Stands for the phrase of a region, counted from 0; without a number, of the only one there is."""

@@ -9,11 +9,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from sightbridge.data.record import Plan, Realised
-from sightbridge.data.regions.looks import Wish, draw_apart, make_marks
 from sightbridge.data.regions.plans import DATA_SETS, question_and_answer
 from sightbridge.data.regions.sentences import Words, ask_for_letter, choose, name_objects, offer, sentences
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 from sightbridge.visual_prompts import Mark, Region, Shape
+from sightbridge.visual_prompts.looks import Wish, draw_apart, make_marks
 
 TEST_ALPHA = 128
 """How opaque marks are in tests, where nothing is drawn at random that need not be."""

@@ -1,4 +1,4 @@
-"""How regions are made visible: drawing a shape and a colour for each."""
+"""How regions are made visible: drawing a shape and a colour for each, as ViP-LLaVA does for its training data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sightbridge.visual_prompts import COLOURS, Colour, Mark, Region, Shape
+from sightbridge.errors import DataError
+from sightbridge.visual_prompts.mark import COLOURS, SHAPES, Colour, Mark, Shape
+from sightbridge.visual_prompts.region import Region
 
 
 class Look(NamedTuple):
@@ -30,6 +32,18 @@ class Wish(NamedTuple):
     def is_certain(self) -> bool:
         """Whether nothing that is spoken of is left to be drawn."""
         return self.shape is not None and self.colour is not None
+
+
+def random_marks(
+    regions: Sequence[Region], shapes: Sequence[Shape], rng: random.Random, *, constant: bool = False
+) -> tuple[Mark, ...]:
+    """Return a mark for each of ``regions``, of random shapes and colours that sentences can tell apart.
+
+    See ``draw_apart``. Raises ``DataError`` if there is no shape to choose from.
+    """
+    if not shapes:
+        raise DataError(f"there is no shape to choose from. Known: {', '.join(SHAPES)}.")
+    return make_marks(regions, draw_apart(rng, shapes, [Wish()] * len(regions)), constant=constant)
 
 
 def draw_apart(rng: random.Random, shapes: Sequence[Shape], wishes: Sequence[Wish]) -> list[Look]:
