@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def test_ci_finds_the_readmes_commands() -> None:
     result = subprocess.run(["bash", "-c", f"{function}\nblock tests"], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout == block("tests")
     assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"]).returncode == 0
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """They are no packages, so pytest imports two of one name as one, depending on which came first."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == ["conftest.py"]
 
 
 def direct_requirements() -> list[Requirement]:
