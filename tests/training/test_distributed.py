@@ -33,12 +33,12 @@ def launcher_environment(name):
     return {"ACCELERATE_USE_DEEPSPEED": "true", "LOCAL_WORLD_SIZE": "2", **use_cpu, **options}
 
 
-def train_on_two(launcher, cases, folder):
-    """Start two processes as torchrun does; what both ended with, case by case."""
+def start_two(launcher, script, arguments):
+    """Start two processes as torchrun does, and wait until both are done."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, str(SCRIPT), str(folder), *cases]
+    command = [sys.executable, str(script), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "FSDP_"))}
     environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     environment |= launcher_environment(launcher)
@@ -51,6 +51,11 @@ def train_on_two(launcher, cases, folder):
     for process in started:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
+
+
+def train_on_two(launcher, cases, folder):
+    """What both processes ended with, case by case."""
+    start_two(launcher, SCRIPT, [str(folder), *cases])
     return [torch.load(folder / f"process-{rank}.pt") for rank in "01"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from sightbridge.checkpoints.weights import fingerprint, parameter_count, part_dtype
 from sightbridge.errors import SettingsError
@@ -14,11 +15,16 @@ from sightbridge.models.quantize import KEY, Quantization, quantize
 
 @dataclass(frozen=True)
 class Unquantized:
-    """What was true of a part before it was quantised."""
+    """What was true of a part before it was quantised, or cast by DeepSpeed."""
 
     fingerprint: str
     parameters: int
     dtype: str
+
+    @classmethod
+    def of(cls, part: nn.Module) -> Unquantized:
+        """Of a part as it is."""
+        return cls(fingerprint(part), parameter_count(part), part_dtype(part))
 
 
 def quantize_language_model(
@@ -38,11 +44,12 @@ def quantize_language_model(
             "store. Write them into a folder (sightbridge merge MODEL --out FOLDER) and make that the source.",
             key=KEY,
         )
-    before = Unquantized(
-        fingerprint(language_model),
-        parameter_count(language_model),
-        part_dtype(language_model),
-    )
+    before = Unquantized.of(language_model)
     layers = quantize(language_model, kind, device)
     language_model.unquantized = before  # type: ignore[assignment]
     return layers
+
+
+def remember_source(part: nn.Module) -> None:
+    """Note what a part is like now, for a folder that references its source: it is about to be rounded."""
+    part.unquantized = Unquantized.of(part)  # type: ignore[assignment]

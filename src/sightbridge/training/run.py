@@ -18,7 +18,7 @@ from torch import nn
 
 from sightbridge.checkpoints.folder import AnyProcessor, save_model
 from sightbridge.checkpoints.init_from import init_from
-from sightbridge.checkpoints.quantized import quantize_language_model
+from sightbridge.checkpoints.quantized import quantize_language_model, remember_source
 from sightbridge.config.base import Settings
 from sightbridge.config.load import LoadedRecipe
 from sightbridge.config.qformer_recipe import ModelRecipe
@@ -32,6 +32,7 @@ from sightbridge.models.lora import describe_lora, is_adapter
 from sightbridge.models.parts import set_trainable
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.training.checkpoints import Checkpoint, Checkpoints
+from sightbridge.training.deepspeed_state import why_no_checkpoints
 from sightbridge.training.features import check_cache_is_there, make_features
 from sightbridge.training.log import LOG, read_log
 from sightbridge.training.loop import make_accelerator, train, with_accumulation
@@ -89,6 +90,7 @@ def run_recipe(
     checked = _check(loaded, recipe, evaluate, watch, say)
     # a resumed run, too: what init_from fills may be frozen, and its checkpoint has what is trained alone
     model = build_start(loaded, recipe, console, accelerator.device)
+    _remember_sources(model, recipe, accelerator)
     checkpoints = Checkpoints(folder, given.model_dump(mode="json"), recipe.training.keep_checkpoints)
     _open_folder(folder, given, accelerator, checkpoints, checkpoint, overwrite or resume)
     features = make_features(loaded, checked, model, accelerator, watch)
@@ -131,9 +133,21 @@ def _check(
 
 def keeps_checkpoints(accelerator: Accelerator, say: Callable[[str], None]) -> bool:
     """Whether the run can be resumed; ``say`` is told why not."""
-    if uses_deepspeed(accelerator):
-        say("DeepSpeed keeps the optimiser's state to itself: this run writes no checkpoints to resume from")
-    return not uses_deepspeed(accelerator)
+    reason = why_no_checkpoints(accelerator) if uses_deepspeed(accelerator) else None
+    if reason:
+        say(f"{reason}: this run writes no checkpoints to resume from")
+    return reason is None
+
+
+def _remember_sources(model: AnyModel, recipe: ModelRecipe, accelerator: Accelerator) -> None:
+    """DeepSpeed casts the whole model; a saved one is to reference frozen parts as they are where they come from."""
+    if not uses_deepspeed(accelerator) or recipe.training.precision == "fp32":
+        return
+    for name in type(recipe.training.parts).model_fields:
+        part = model.get_submodule(name)
+        referenced = getattr(getattr(recipe.model, name), "source", None) and not hasattr(part, "filled_by_init_from")
+        if referenced and getattr(recipe.training.parts, name).train != "full":
+            remember_source(part)
 
 
 def _find_machine(loaded: LoadedRecipe) -> Accelerator:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sightbridge.errors import CheckpointError
+from sightbridge.training import deepspeed_state
 from sightbridge.training.log import Meter
 from sightbridge.training.sharding import Prepared, trained_state, uses_deepspeed
 
@@ -124,16 +125,21 @@ class RunState:
 
     def _load_weights(self, saved: dict[str, Tensor], folder: Path) -> None:
         trained = self._trained()
-        if {name: weight.shape for name, weight in trained.items()} != {name: w.shape for name, w in saved.items()}:
-            names = sorted(set(trained) ^ set(saved)) or [n for n, w in trained.items() if w.shape != saved[n].shape]
+        shapes = {name: deepspeed_state.whole_shape(weight) for name, weight in trained.items()}
+        if shapes != {name: weight.shape for name, weight in saved.items()}:
+            names = sorted(set(trained) ^ set(saved)) or [n for n, s in shapes.items() if s != saved[n].shape]
             raise CheckpointError(f"{folder}: holds other weights than those that train here, such as '{names[0]}'")
+        if uses_deepspeed(self.accelerator):
+            deepspeed_state.load_weights(self.accelerator, trained, saved)
+            return
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(_sliced_like(weight, saved[name]))
 
     def _optimizer_state(self) -> dict[str, dict[str, Any]]:
         """The optimiser's state by the names of the weights, whole."""
-        assert not uses_deepspeed(self.accelerator), "DeepSpeed's engine keeps the optimiser's state to itself"
+        if uses_deepspeed(self.accelerator):
+            return deepspeed_state.optimizer_state(self.accelerator, self._trained())
         states = self._optimizer().state
         return {
             name: {key: _whole(value) for key, value in states[weight].items()}
@@ -143,6 +149,9 @@ class RunState:
 
     def _load_optimizer(self, saved: dict[str, dict[str, Any]]) -> None:
         """Fill in the state; rates and decays are those of this run's settings."""
+        if uses_deepspeed(self.accelerator):
+            deepspeed_state.load_optimizer_state(self.accelerator, self._trained(), saved)
+            return
         optimizer = self._optimizer()
         names = {id(weight): name for name, weight in self._trained().items()}
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
