@@ -32,24 +32,8 @@ NO_DROPOUT = "model.lora.dropout=0"
 
 def draw(folder: Path) -> Path:
     """A few scenes, and questions about what is marked on them."""
-    scenes = folder / "scenes"
-    write_scenes(scenes, ScenesSettings(train=24, test=8, size=48, languages=("en",)))
-    marked = [
-        {
-            "id": f"{row['id']}-{number}",
-            "image": row["image"],
-            "bboxes": [box],
-            "conversations": [
-                {"from": "human", "value": "<image>\nWhat is <bbox>?"},
-                {"from": "gpt", "value": f"{words}."},
-            ],
-        }
-        for row in json.loads((scenes / "regions_test.json").read_text())
-        for number, (box, words) in enumerate(zip(row["bboxes"], row["phrases"], strict=True))
-    ]
-    for name in ("marks_train.json", "marks_test.json"):
-        (scenes / name).write_text(json.dumps(marked[:18]))
-    return scenes
+    write_scenes(folder / "scenes", ScenesSettings(train=24, test=8, size=48, languages=("en",)))
+    return folder / "scenes"
 
 
 def run(recipe: str, scenes: Path, out: Path, *changes: str, resume: bool = False) -> list[float]:
