@@ -8,53 +8,52 @@ from pathlib import Path
 from typing import Any
 
 from sightbridge.data.scenes.draw import Box, outline
-from sightbridge.data.scenes.language import MARKED_TYPES, marked_question
+from sightbridge.data.scenes.language import MARKED_TYPES, Question, marked_question
 from sightbridge.data.scenes.world import Scene, SceneObject
 from sightbridge.visual_prompts import COLOURS, SHAPES
 
 LANGUAGE = "en"
 """The phrases that name a mark are English."""
-FEWEST = {"train": 2, "test": 3}
+FEWEST = 3
 """A picture with fewer things is not asked about: whoever cannot see the mark guesses one of them."""
 
 
 def training_rows(scene: Scene, file: str, boxes: Sequence[Box], rng: random.Random) -> Iterator[dict[str, Any]]:
-    """A row for each question about each thing of a picture, in random order; training draws how it is marked.
+    """A row for each question that only a mark answers, in random order; training draws how a thing is marked.
 
     Two questions about one mark do not share a row: the first answer would tell a part of the second one.
     """
-    if len(scene.objects) < FEWEST["train"]:
-        return
     rows = [
-        _row(scene, f"marked-{number}-{type_}", file, thing, box, type_)
-        for number, (thing, box) in enumerate(zip(scene.objects, boxes, strict=True))
-        for type_ in MARKED_TYPES
+        _row(scene, f"marked-{number}-{type_}", file, boxes[number], number, type_) for number, type_ in _askable(scene)
     ]
     yield from rng.sample(rows, len(rows))
 
 
 def test_rows(scene: Scene, file: str, boxes: Sequence[Box], rng: random.Random) -> Iterator[dict[str, Any]]:
-    """A row for each of the eight shapes: one question about a thing whose answer is true of no other thing."""
-    if len(scene.objects) < FEWEST["test"]:
-        return
-    alone = [
-        (thing, box, type_)
-        for thing, box in zip(scene.objects, boxes, strict=True)
-        for type_ in MARKED_TYPES
-        if sum(_answer(scene, other, type_) == _answer(scene, thing, type_) for other in scene.objects) == 1
-    ]
-    for shape in SHAPES if alone else ():
-        thing, box, type_ = rng.choice(alone)
-        row = _row(scene, shape.replace(" ", "-"), file, thing, box, type_)
+    """A row for each of the eight shapes, with one question that only the mark answers."""
+    askable = _askable(scene)
+    for shape in SHAPES if askable else ():
+        number, type_ = rng.choice(askable)
+        row = _row(scene, shape.replace(" ", "-"), file, boxes[number], number, type_)
         yield row | {"shape": shape, "color": rng.choice(list(COLOURS))}
 
 
-def _answer(scene: Scene, thing: SceneObject, type_: str) -> str:
-    return marked_question(scene, thing, type_, LANGUAGE).answer
+def _askable(scene: Scene) -> list[tuple[int, str]]:
+    """Things by number, and the questions about each whose answer is true of no other thing."""
+    if len(scene.objects) < FEWEST:
+        return []
+    said = {type_: [_ask(scene, thing, type_).answer for thing in scene.objects] for type_ in MARKED_TYPES}
+    things = range(len(scene.objects))
+    return [(n, type_) for n in things for type_ in MARKED_TYPES if said[type_].count(said[type_][n]) == 1]
 
 
-def _row(scene: Scene, name: str, file: str, thing: SceneObject, box: Box, type_: str) -> dict[str, Any]:
-    asked = marked_question(scene, thing, type_, LANGUAGE)
+def _ask(scene: Scene, thing: SceneObject, type_: str) -> Question:
+    return marked_question(scene, thing, type_, LANGUAGE)
+
+
+def _row(scene: Scene, name: str, file: str, box: Box, number: int, type_: str) -> dict[str, Any]:
+    thing = scene.objects[number]
+    asked = _ask(scene, thing, type_)
     row = {
         "id": f"{Path(file).with_suffix('').as_posix()}-{name}",
         "image": file,
