@@ -67,11 +67,18 @@ def init_from(
     or not a single part is to be had; ``SettingsError`` for a random projection that would not learn.
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
-    report = InitReport()
     if folder.is_file():
         return _from_projector_file(model, folder, parts)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / MANIFEST).exists():
         return _from_peft_folder(model, folder)
+    return _from_model_folder(model, folder, parts, fresh_projection, after_another)
+
+
+def _from_model_folder(
+    model: nn.Module, folder: Path, parts: Collection[str] | None, fresh_projection: bool, after_another: bool
+) -> InitReport:
+    """Fill every part whose weights are stored in the folder, and adapters that fit."""
+    report = InitReport()
     manifest = read_manifest(folder)
     for name, entry in manifest.parts.items():
         part = getattr(model, name, None)

@@ -89,8 +89,7 @@ def run_recipe(
         return read_log(folder / LOG, checkpoint.step)
     checked = _check(loaded, recipe, evaluate, watch, say)
     # a resumed run, too: what init_from fills may be frozen, and its checkpoint has what is trained alone
-    model = build_start(loaded, recipe, console, accelerator.device)
-    _remember_sources(model, recipe, accelerator)
+    model = _remember_sources(build_start(loaded, recipe, console, accelerator.device), recipe, accelerator)
     checkpoints = Checkpoints(folder, given.model_dump(mode="json"), recipe.training.keep_checkpoints)
     _open_folder(folder, given, accelerator, checkpoints, checkpoint, overwrite or resume)
     features = make_features(loaded, checked, model, accelerator, watch)
@@ -139,15 +138,15 @@ def keeps_checkpoints(accelerator: Accelerator, say: Callable[[str], None]) -> b
     return reason is None
 
 
-def _remember_sources(model: AnyModel, recipe: ModelRecipe, accelerator: Accelerator) -> None:
+def _remember_sources(model: AnyModel, recipe: ModelRecipe, accelerator: Accelerator) -> AnyModel:
     """DeepSpeed casts the whole model; a saved one is to reference frozen parts as they are where they come from."""
-    if not uses_deepspeed(accelerator) or recipe.training.precision == "fp32":
-        return
-    for name in type(recipe.training.parts).model_fields:
+    rounds = uses_deepspeed(accelerator) and recipe.training.precision != "fp32"
+    for name in type(recipe.training.parts).model_fields if rounds else ():
         part = model.get_submodule(name)
         referenced = getattr(getattr(recipe.model, name), "source", None) and not hasattr(part, "filled_by_init_from")
         if referenced and getattr(recipe.training.parts, name).train != "full":
             remember_source(part)
+    return model
 
 
 def _find_machine(loaded: LoadedRecipe) -> Accelerator:
