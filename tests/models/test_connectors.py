@@ -30,6 +30,18 @@ def test_every_connector_maps_features_to_tokens(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CONNECTORS)
+def test_a_fresh_connector_can_speak_louder(kind: str) -> None:
+    torch.manual_seed(0)
+    plain = build_connector(settings(kind, **SMALL[kind]), 10, 5, 12)
+    torch.manual_seed(0)
+    loud = build_connector(settings(kind, output_scale=4, **SMALL[kind]), 10, 5, 12).state_dict()
+    changed = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, loud[name])}
+    (last,) = changed
+    assert last == {"mlp": "layers.4.weight"}.get(kind, "output.weight")
+    assert torch.equal(loud[last], 4 * plain.state_dict()[last])
+
+
+@pytest.mark.parametrize("kind", CONNECTORS)
 def test_no_name_ends_like_an_attention_projection(kind: str) -> None:
     connector = build_connector(settings(kind, **SMALL[kind]), 10, 5, 12)
     assert [name for name, _ in connector.named_modules() if name.endswith("proj")] == []

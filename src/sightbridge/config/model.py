@@ -74,10 +74,16 @@ class ConnectorSettings(Settings):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: str = Field(default="mlp", description="linear, mlp, qformer, or a registered name")
+    output_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="the last linear layer's random weights are multiplied by this; T5, whose embeddings are large and "
+        "are not normalised on their way up, hears larger image tokens sooner",
+    )
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every key but ``kind``."""
+        """The keys that belong to the kind."""
         return dict(self.model_extra or {})
 
 

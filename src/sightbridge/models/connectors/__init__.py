@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -105,7 +106,12 @@ def build_connector(settings: ConnectorSettings, in_channels: int, in_positions:
     """
     options = check_connector(settings)
     _, build = CONNECTORS[settings.kind]
-    return build(options, in_channels, in_positions, out_width)
+    connector = build(options, in_channels, in_positions, out_width)
+    if settings.output_scale != 1:
+        *_, last = (module for module in connector.modules() if isinstance(module, nn.Linear))
+        with torch.no_grad():
+            last.weight *= settings.output_scale
+    return connector
 
 
 __all__ = ["CONNECTORS", "Connector", "build_connector", "check_connector", "register_connector"]
