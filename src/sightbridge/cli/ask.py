@@ -30,8 +30,7 @@ from sightbridge.cli.marking import (
     OnOption,
     OverwriteMarkedOption,
     SaveMarkedOption,
-    check_marking,
-    draw_marks,
+    mark_one_of,
     save_marked_copy,
 )
 from sightbridge.cli.marks import (
@@ -42,7 +41,6 @@ from sightbridge.cli.marks import (
     RegionOption,
     ShapeOption,
     WidthOption,
-    read_marks,
 )
 
 if TYPE_CHECKING:
@@ -52,18 +50,20 @@ if TYPE_CHECKING:
     from sightbridge.data.processor import Processor
     from sightbridge.models.vlm import VisionLanguageModel
 
+QuestionArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="QUESTION",
+        help="In quotes. '<image>' in it marks where a picture goes; without, they come first. '<bbox>' becomes the "
+        "words for a mark, such as 'within the red rectangle'; of several they are '<bbox0>', '<bbox1>'.",
+    ),
+]
+
 
 def ask(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files, in order.")],
-    question: Annotated[
-        str,
-        typer.Argument(
-            metavar="QUESTION",
-            help="In quotes. '<image>' in it marks where a picture goes; without, they come first. '<bbox>' becomes "
-            "the words for a mark, such as 'within the red rectangle'; of several they are '<bbox0>', '<bbox1>'.",
-        ),
-    ],
+    question: QuestionArgument,
     bbox: BboxOption = None,
     polygon: PolygonOption = None,
     region: RegionOption = None,
@@ -102,17 +102,14 @@ def ask(
     sources = read_part_sources(source)
     anchor, pictures = _open_pictures(model, images, question)
     looks: dict[str, Any] = {"shape": shape, "color": color, "width": width, "alpha": alpha}
-    size = pictures[on - 1].size if on <= len(pictures) else None
-    marks = read_marks(bbox=bbox, polygon=polygon, region=region, size=size, **looks)
-    check_marking(marks, images, on, save_marked, overwrite)
+    where: dict[str, Any] = {"bbox": bbox, "polygon": polygon, "region": region}
+    marks = mark_one_of(images, pictures, anchor, on, save_marked, overwrite, **where, **looks)
     asked: dict[str, Any] = {"model": str(model), "images": [str(image) for image in images]}
     asked["question"] = point_at(question, marks)
-    if marks:
-        pictures[on - 1] = drawn = draw_marks(pictures[on - 1], marks, anchor, images[on - 1])
 
     vlm, processor = load_for_answers(model, sources, system, cpu=cpu, load_in=load_in, device_map=device_map)
     if marks:
-        asked["marked"] = str(save_marked_copy(drawn, images[on - 1].name, save_marked))
+        asked["marked"] = str(save_marked_copy(pictures[on - 1], images[on - 1].name, save_marked))
         console(stderr=True).print(f"the marked picture is in {asked['marked']}", style="dim", soft_wrap=True)
     _print_answer(vlm, processor, pictures, settings, asked, as_json)
 

@@ -31,8 +31,7 @@ from sightbridge.cli.marking import (
     OnOption,
     OverwriteMarkedOption,
     SaveMarkedOption,
-    check_marking,
-    draw_marks,
+    mark_one_of,
 )
 from sightbridge.cli.marks import (
     AlphaOption,
@@ -42,7 +41,6 @@ from sightbridge.cli.marks import (
     RegionOption,
     ShapeOption,
     WidthOption,
-    read_marks,
 )
 from sightbridge.errors import SightbridgeError
 
@@ -52,12 +50,23 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What could steer a terminal; a model may have learned to write it."""
 
+ImagesArgument = Annotated[
+    list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Picture files to begin with.", show_default=False)
+]
+LongestOption = Annotated[
+    int | None, typer.Option(min=1, help="An answer is cut after so many tokens.", show_default="512")
+]
+ContextOption = Annotated[
+    int | None, typer.Option(min=1, help="Tokens the model is shown at most.", show_default="the model's own")
+]
+LoadOption = Annotated[
+    Path | None, typer.Option("--load", help="Go on with a conversation that ':save' wrote.", show_default=False)
+]
+
 
 def chat(
     model: ModelArgument,
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Picture files to begin with.", show_default=False)
-    ] = None,
+    images: ImagesArgument = None,
     bbox: BboxOption = None,
     polygon: PolygonOption = None,
     region: RegionOption = None,
@@ -68,21 +77,15 @@ def chat(
     on: OnOption = 1,
     save_marked: SaveMarkedOption = None,
     overwrite: OverwriteMarkedOption = False,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="An answer is cut after so many tokens.", show_default="512")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens the model is shown at most.", show_default="the model's own")
-    ] = None,
+    max_new_tokens: LongestOption = None,
+    context: ContextOption = None,
     system: SystemOption = None,
     seed: SeedOption = None,
     cpu: CpuOption = False,
     load_in: LoadInOption = None,
     device_map: DeviceMapOption = None,
     source: SourceOption = None,
-    load: Annotated[
-        Path | None, typer.Option("--load", help="Go on with a conversation that ':save' wrote.", show_default=False)
-    ] = None,
+    load: LoadOption = None,
 ) -> None:
     """Talk with a model about pictures.
 
@@ -105,26 +108,28 @@ def chat(
     manifest = read_manifest(existing_folder(model.expanduser().resolve()))
     opened = [load_image(image) for image in images]
     looks: dict[str, Any] = {"shape": shape, "color": color, "width": width, "alpha": alpha}
-    size = opened[on - 1].size if on <= len(opened) else None
-    marks = read_marks(bbox=bbox, polygon=polygon, region=region, size=size, **looks)
-    check_marking(marks, images, on, save_marked, overwrite)
-    if marks:
-        draw_marks(opened[on - 1], marks, manifest.settings.image.anchor, images[on - 1])
+    where: dict[str, Any] = {"bbox": bbox, "polygon": polygon, "region": region}
+    anchor = manifest.settings.image.anchor
+    marks = mark_one_of(images, opened, anchor, on, save_marked, overwrite, **where, **looks)
     vlm, processor = load_for_answers(model, sources, None, cpu=cpu, load_in=load_in, device_map=device_map)
 
     from sightbridge.generation.chat import Chat
     from sightbridge.generation.chat_file import load_chat
 
     conversation = Chat(vlm, processor, images, system=system, context=context)
-    changes = {"max_new_tokens": max_new_tokens, "seed": seed}
-    conversation.configure(**{name: value for name, value in changes.items() if value is not None})
-    conversation.default_settings = conversation.settings
+    _configure(conversation, max_new_tokens=max_new_tokens, seed=seed)
     if marks:
         mark_picture(conversation, on, marks, console(stderr=True), save_marked)
     if load:
         load_chat(conversation, load)
     if not talk(conversation, str(model)):
         raise typer.Exit(1)
+
+
+def _configure(chat: Chat, **changes: int | None) -> None:
+    """Set what was given, for good: ':reset-conf' goes back to it."""
+    chat.configure(**{name: value for name, value in changes.items() if value is not None})
+    chat.default_settings = chat.settings
 
 
 def talk(chat: Chat, name: str) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sightbridge.cli.marks import read_marks
 from sightbridge.errors import DataError, ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -37,7 +38,28 @@ OverwriteMarkedOption = Annotated[
 ]
 
 
-def check_marking(
+def mark_one_of(
+    images: Sequence[Path],
+    opened: list[Image.Image],
+    anchor: int,
+    on: int,
+    save_marked: Path | None,
+    overwrite: bool,
+    **options: Any,
+) -> list[Mark]:
+    """Read the marks that ``options`` (see ``read_marks``) describe, and draw them on their picture in ``opened``.
+
+    Raises ``SightbridgeError`` for whatever is wrong with them, or with where a copy is to be written.
+    """
+    size = opened[on - 1].size if on <= len(opened) else None
+    marks = read_marks(size=size, **options)
+    _check_marking(marks, images, on, save_marked, overwrite)
+    if marks:
+        opened[on - 1] = draw_marks(opened[on - 1], marks, anchor, images[on - 1])
+    return marks
+
+
+def _check_marking(
     marks: Sequence[Mark], images: Sequence[Path], on: int, save_marked: Path | None, overwrite: bool
 ) -> None:
     """Find out before a model is loaded whether there is such a picture, and whether its copy can be written."""

@@ -92,10 +92,8 @@ def write_scenes(
     - ``descriptions_train.json``, ``descriptions_test.json``: the captions again, each asked for in its language.
     - ``figures_train.json``, ``figures_test.json``: VQAScore's question, yes and no equally often, as conversations.
     - ``pairs_train.json``, ``pairs_test.json``: mBLIP's rows with two pictures, a statement about one of them.
-    - ``chats_train.json``, ``chats_test.json``: what ``train.json`` and ``test.json`` hold, as MiniGPT4Qwen's rows.
-    - ``videos_train.json``, ``videos_test.json``: MiniGPT4Qwen's rows about folders of frames, fewer than pictures.
-    - ``marks_train.json``, ``marks_test.json``: questions about one of several things, with its box and outline, in
-      ViP-LLaVA's custom format; about the English pictures only.
+    - ``chats_*.json``, ``videos_*.json``: MiniGPT4Qwen's rows, of the same conversations and of folders of frames.
+    - ``marks_*.json``: ViP-LLaVA's rows, about one of several things that a mark points at; English pictures only.
     - ``regions_test.json``: boxes with the phrase of what is in them.
     - ``scenes.json``: the settings, and the pairs kept for ``test_new``.
 
