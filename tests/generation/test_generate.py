@@ -90,11 +90,14 @@ def test_prompt_and_answer_must_fit_into_the_language_model() -> None:
     longest = int(batches["opt"].attention_mask.sum(dim=1).max())
     for family, batch in batches.items():
         model = lively_model(family)
-        if family != "t5":  # its positions are differences, of which any may be asked for
-            model.language_model.config.max_position_embeddings = longest + 10
+        model.language_model.config.max_position_embeddings = longest + 10
+        if family == "opt":  # the others' positions go on: angles, differences
             with pytest.raises(DataError, match=rf"takes {longest} positions .* is 11, but .* has {longest + 10}"):
                 run(model, batch, max_new_tokens=11)
         assert all(len(row) == 10 for row in run(model, batch, max_new_tokens=10))
+        model.language_model.config.max_position_embeddings = longest - 1
+        if family != "opt":
+            assert run(model, batch, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

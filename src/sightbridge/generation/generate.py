@@ -24,7 +24,7 @@ from transformers import (
 from sightbridge.batch import Batch
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.errors import DataError
-from sightbridge.models.context import position_limit
+from sightbridge.models.context import is_rotary, position_limit
 from sightbridge.models.vlm import VisionLanguageModel
 
 GREEDY = GenerationSettings()
@@ -87,10 +87,10 @@ def generate(
 
 
 def _check_room(config: Any, prompt: int, answer: int) -> None:
-    """Check that a language model has positions for the longest prompt and for the answer."""
+    """Check that a table of positions is long enough; rotary ones go on, and ``Chat`` may be told that they do."""
     limit = position_limit(config)
     needed = max(prompt, answer) if config.is_encoder_decoder else prompt + answer
-    if limit is not None and needed > limit:
+    if limit is not None and not is_rotary(config) and needed > limit:
         raise DataError(
             f"the prompt takes {prompt:,} positions (pictures included) and max_new_tokens is {answer:,}, but the "
             f"language model ({config.model_type}) has {limit:,}: shorten the text, show fewer pictures, or lower "

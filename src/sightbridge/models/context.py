@@ -27,6 +27,11 @@ def position_limit(config: Any) -> int | None:
     return None if config.get_text_config().model_type in TRAINED_LENGTHS else _told(config)
 
 
+def is_rotary(config: Any) -> bool:
+    """Whether positions are angles (Su et al., arXiv 2104.09864), which do not end, and not rows of a table."""
+    return getattr(config.get_text_config(), "rope_parameters", None) is not None
+
+
 def _told(config: Any) -> int | None:
     config = config.get_text_config()
     lengths = (getattr(config, key, None) for key in LENGTH_KEYS)
