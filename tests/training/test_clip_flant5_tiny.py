@@ -5,70 +5,49 @@ Run this file as a script to write the losses anew, after a change that is meant
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
+from twins import Twins
 
 from sightbridge.batch import IGNORE_INDEX, Batch
 from sightbridge.checkpoints.folder import load_model
 from sightbridge.config.load import read_recipe
 from sightbridge.config.recipe import Recipe
-from sightbridge.data.scenes.write import ScenesSettings, write_scenes
 from sightbridge.training.preflight import Checked, check_run
-from sightbridge.training.run import run_recipe
 from sightbridge.training.run_data import RunData
 
-LOSSES = Path(__file__).parents[1] / "golden" / "losses" / "clip_flant5_tiny.json"
-RECIPES = tuple(f"tiny/clip-flant5-{name}" for name in ("pretrain", "pretrain-no-split-text", "finetune"))
-SHORT = (
-    "training.steps=5",
-    "training.batch_size=24",
-    "training.log_every=1",
-    "optim.warmup_ratio=0.8",  # so that five steps of a language model lead downwards
-    "optim.eps=1e-4",  # else rounding moves weights whose gradient is all but zero
-    "evaluation.metrics=[]",
+TWINS = Twins(
+    "clip_flant5",
+    tuple(f"clip-flant5-{name}" for name in ("pretrain", "pretrain-no-split-text", "finetune")),
+    changes=(
+        "training.batch_size=24",
+        "optim.warmup_ratio=0.8",  # so that five steps of a language model lead downwards
+        "evaluation.metrics=[]",
+    ),
 )
-
-
-def draw(folder: Path) -> Path:
-    write_scenes(folder / "scenes", ScenesSettings(train=24, test=4, size=48, languages=("en",)))
-    return folder / "scenes"
-
-
-def run(recipe: str, scenes: Path, out: Path, *changes: str) -> list[float]:
-    loaded = read_recipe(recipe, [f"data.root={scenes}", *SHORT, *changes])
-    history = run_recipe(loaded, out, console=Console(quiet=True))
-    return [line["loss"] for line in history if line["kind"] == "train"]
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("clip_flant5"))
+    return TWINS.draw(tmp_path_factory.mktemp("clip_flant5"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", TWINS.recipes)
 def test_losses_are_those_of_before(recipe: str, scenes: Path, tmp_path: Path) -> None:
-    now, before = run(recipe, scenes, tmp_path / "run"), json.loads(LOSSES.read_text())[recipe]
-    difference = max(abs(a - b) for a, b in zip(now, before, strict=True))
-    print(f"losses of five steps, {recipe}: widest difference {difference:.1e}")
-    assert difference < 1e-4
-    assert min(now[1:]) < now[0]
+    TWINS.compare(recipe, scenes, tmp_path / "run")
 
 
 def test_the_second_stage_starts_from_the_first_and_trains_all_of_t5(scenes: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    run("tiny/clip-flant5-pretrain", scenes, first, "training.steps=2")
+    TWINS.run("tiny/clip-flant5-pretrain", scenes, first, "training.steps=2")
     assert not (first / "model" / "language_model.safetensors").exists(), "frozen: only its source is named"
     start = f"training.init_from={first / 'model'}"
-    started = run("tiny/clip-flant5-finetune", scenes, second, start, "training.steps=2")
-    afresh = run("tiny/clip-flant5-finetune", scenes, tmp_path / "afresh", "training.steps=1")
+    started = TWINS.run("tiny/clip-flant5-finetune", scenes, second, start, "training.steps=2")
+    afresh = TWINS.run("tiny/clip-flant5-finetune", scenes, tmp_path / "afresh", "training.steps=1")
     assert started[0] != afresh[0]
     before, after = (dict(load_model(folder / "model")[0].named_parameters()) for folder in (first, second))
     same = {name for name, weight in before.items() if torch.equal(weight, after[name])}
@@ -140,8 +119,4 @@ def test_split_captions_are_the_same_for_the_same_seed_alone(scenes: Path, tmp_p
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        drawn = draw(Path(place))
-        found = {name: run(name, drawn, Path(place) / name) for name in RECIPES}
-    LOSSES.write_text(json.dumps(found, indent=1) + "\n")
-    sys.stdout.write(LOSSES.read_text())
+    TWINS.write_anew()
