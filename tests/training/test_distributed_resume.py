@@ -9,7 +9,7 @@ import pytest
 import two_processes_resume
 from safetensors.torch import load_file
 from test_distributed import start_two
-from test_llava_tiny_losses import draw
+from test_llava_tiny_losses import TWINS
 from two_processes_resume import run_twice
 
 from sightbridge.checkpoints.folder import load_model
@@ -34,7 +34,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("resume"))
+    return TWINS.draw(tmp_path_factory.mktemp("resume"))
 
 
 @pytest.fixture(scope="module")
