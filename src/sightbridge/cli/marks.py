@@ -83,7 +83,8 @@ ColorOption = Annotated[
 WidthOption = Annotated[
     float | None,
     typer.Option(
-        help="Of the lines (radius of a point), in pixels of a picture whose longer side has 336. "
+        help="Of the lines (radius of a point), in pixels of the picture as a model sees it; for 'draw' its longer "
+        "side has 336. "
         "\\[default: 3; point 8, mask contour 1]",
         show_default=False,
         rich_help_panel=_LOOKS,

@@ -20,7 +20,10 @@ def point_at(question: str, marks: Sequence[Mark]) -> str:
     """
     for found in PLACEHOLDER.finditer(question):
         if not marks:
-            raise DataError(f"the question says '{found[0]}', but nothing is marked: give the box, or leave it away.")
+            raise DataError(
+                f"the question says '{found[0]}', but nothing is marked. Say where it is (--bbox 100,200,200,300; in a "
+                "chat ':mark 1 bbox=100,200,200,300'), or ask without it."
+            )
         last = f"'<bbox{len(marks) - 1}>'"
         if not found[1] and len(marks) > 1:
             raise DataError(f"the question says '<bbox>', but there are {len(marks)} marks: write '<bbox0>' to {last}.")

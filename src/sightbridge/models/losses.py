@@ -83,6 +83,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Any, chunk: int, label_smoothing: float) -> Tensor:
+        """Sum the loss of hidden states (M, W), and keep its gradient: (M, W)."""
         total, gradients = hidden.new_zeros((), dtype=torch.float32), []
         for part, part_labels in zip(hidden.split(chunk), labels.split(chunk), strict=True):
             with torch.enable_grad():
@@ -96,6 +97,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradient that was kept."""
         (of_hidden,) = ctx.saved_tensors
         return (of_hidden * gradients[0]).to(of_hidden.dtype), None, None, None, None
 
