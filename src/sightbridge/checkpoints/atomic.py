@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+JOURNAL = ".journal.jsonl"
+"""Of a resumable folder: the job, then each finished file and its size."""
 
 
 @contextmanager
@@ -83,3 +88,93 @@ def _flush_entry(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Resumable:
+    """A hidden folder under way, and the journal of its files that are finished.
+
+    Attributes:
+        folder: where to write; the files of a killed run of the same job are in it.
+    """
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self.folder = folder
+        self._journal = folder / JOURNAL
+        self._sizes: dict[str, int] = {}
+        if (lines := _journal_lines(self._journal)) and lines[0] == {"job": job}:
+            self._sizes = {line["file"]: line["bytes"] for line in lines[1:]}
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self._note({"job": job})
+
+    @property
+    def resumed(self) -> int:
+        """How many files an earlier run had finished."""
+        return len(self._sizes)
+
+    def has(self, path: Path) -> bool:
+        """Whether ``path`` inside ``folder`` is finished already."""
+        size = self._sizes.get(path.relative_to(self.folder).as_posix())
+        return size is not None and path.is_file() and path.stat().st_size == size
+
+    def finish(self, path: Path) -> None:
+        """Note that ``path`` inside ``folder`` is written, and need not be again."""
+        _flush_entry(path)
+        name, size = path.relative_to(self.folder).as_posix(), path.stat().st_size
+        self._sizes[name] = size
+        self._note({"file": name, "bytes": size})
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with self._journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def resumable_folder(target: Path, job: Mapping[str, Any]) -> Iterator[Resumable]:
+    """Like ``atomic_folder``, but what a killed run has finished is kept for the next one of the same job.
+
+    Args:
+        target: the folder to take the place of at the end.
+        job: everything the result depends on, as JSON values: ``identity_of`` each source, settings. What another
+            job left is thrown away.
+
+    Yields:
+        Where to write, and the journal. If the block raises, ``target`` stays as it was and the finished files stay
+        for the next attempt.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _recover(target)
+    partial = _beside(target, "resumable")
+    work = Resumable(partial, json.dumps(job, sort_keys=True))
+    yield work
+    (partial / JOURNAL).unlink()
+    _flush(partial)
+    previous = _beside(target, "previous")
+    if target.exists():
+        target.rename(previous)
+    partial.rename(target)
+    _flush_entry(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def identity_of(path: Path) -> list[list[Any]]:
+    """What tells that a file, or the files directly in a folder, are still the same: path, bytes, time of change."""
+    path = path.resolve()
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _journal_lines(journal: Path) -> list[dict[str, Any]]:
+    """Whole lines of a journal; one that a kill cut off is left out."""
+    if not journal.is_file():
+        return []
+    lines = []
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,162 @@
+"""Weights to files, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sightbridge.checkpoints.atomic import atomic_file
+from sightbridge.checkpoints.sources.base import TensorInfo, Weights
+from sightbridge.config.load import write_atomically
+from sightbridge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sightbridge.checkpoints.atomic import Resumable
+
+DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+}
+"""Types and their names in safetensors, in the order in which that library sorts tensors, from last to first."""
+ORDER = {dtype: place for place, dtype in enumerate(DTYPES)}
+OnTensor = Callable[[str], None]
+
+
+def write_safetensors(
+    path: Path,
+    weights: Weights,
+    names: Iterable[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    on_tensor: OnTensor | None = None,
+    allow_nan: bool = False,
+) -> None:
+    """Write one safetensors file, byte for byte as ``safetensors.torch.save_file`` would, but streaming.
+
+    Args:
+        path: the new file; it is there whole or not at all.
+        weights: where the tensors are read from.
+        names: which of them; all by default.
+        metadata: texts for the header. ``{"format": "pt"}`` by default, which transformers asks for.
+        on_tensor: called with each name once it is written.
+        allow_nan: write also what is not finite.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity, or has a type that safetensors lacks.
+    """
+    infos = {name: weights.infos[name] for name in (weights.infos if names is None else names)}
+    for name, info in infos.items():
+        if info.dtype not in DTYPES:
+            raise CheckpointError(f"{weights.path}: '{name}' is of type {info.dtype}, which safetensors does not have.")
+    order = sorted(infos, key=lambda name: (-ORDER[infos[name].dtype], name))
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        file.write(_header(infos, order, metadata or {"format": "pt"}))
+        for name in order:
+            file.write(_raw_bytes(_checked(weights, name, allow_nan)))
+            if on_tensor:
+                on_tensor(name)
+
+
+def write_sharded(
+    folder: Path,
+    weights: Weights,
+    names: Iterable[str] | None = None,
+    max_shard_bytes: int = 5 << 30,
+    on_tensor: OnTensor | None = None,
+    journal: Resumable | None = None,
+    allow_nan: bool = False,
+) -> list[Path]:
+    """Write Hugging Face's ``model.safetensors``, or its shards and their index if they would be larger.
+
+    Args:
+        folder: where to; it is made.
+        weights: where the tensors are read from.
+        names: which of them, in this order; all by default.
+        max_shard_bytes: a tensor that is larger alone gets a file of its own.
+        on_tensor: called with each name once it is written.
+        journal: of ``resumable_folder``: shards that it has are left as they are, written ones are noted in it.
+        allow_nan: write also what is not finite.
+
+    Returns:
+        Paths of the files of weights.
+    """
+    shards = _split(weights.infos, list(weights.infos if names is None else names), max_shard_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "model.safetensors"]
+    if len(shards) > 1:
+        paths = [folder / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for path, shard in zip(paths, shards, strict=True):
+        if journal and journal.has(path):
+            continue
+        write_safetensors(path, weights, shard, on_tensor=on_tensor, allow_nan=allow_nan)
+        if journal:
+            journal.finish(path)
+    if len(shards) > 1:
+        places = {name: path.name for path, shard in zip(paths, shards, strict=True) for name in shard}
+        total = sum(weights.infos[name].bytes for name in places)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    return paths
+
+
+def _header(infos: dict[str, TensorInfo], order: list[str], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in order:
+        end = offset + infos[name].bytes
+        header[name] = {
+            "dtype": DTYPES[infos[name].dtype],
+            "shape": list(infos[name].shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _split(infos: Mapping[str, TensorInfo], names: list[str], max_bytes: int) -> list[list[str]]:
+    """Names in order, so many at a time that no shard is larger than ``max_bytes``, unless by a single tensor."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in names:
+        if shards[-1] and size + infos[name].bytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += infos[name].bytes
+    return shards
+
+
+def _checked(weights: Weights, name: str, allow_nan: bool) -> Tensor:
+    tensor, info = weights.read(name), weights.infos[name]
+    assert (tuple(tensor.shape), tensor.dtype) == (info.shape, info.dtype), f"'{name}' is not what was announced"
+    if not allow_nan and tensor.is_floating_point() and tensor.dtype.itemsize > 1 and not tensor.isfinite().all():
+        raise CheckpointError(
+            f"{weights.path}: '{name}' holds NaN or infinity: the training that wrote it had failed, or the file is "
+            "damaged. To take it as it is, allow such values."
+        )
+    return tensor
+
+
+def _raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, without a copy."""
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
