@@ -169,6 +169,8 @@ def _change_shapes(change: Callable[[Tensors], Tensors], infos: list[TensorInfo]
     """What an operation makes of tensors of these shapes and types, on the ``meta`` device."""
     try:
         return change([torch.empty(info.shape, dtype=info.dtype, device="meta") for info in infos])
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     except RuntimeError as error:
         shapes = ", ".join(str(info.shape) for info in infos)
         raise CheckpointError(f"{where} has a shape that no such weight has: {shapes}.") from error
@@ -260,7 +262,9 @@ def _patterns(column: str, where: str) -> tuple[Pattern, ...]:
     patterns = tuple(Pattern(text.strip()) for text in column.split(" + "))
     for pattern in patterns:
         if pattern.unknown:
-            raise CheckpointError(f"{where}: unknown placeholder '{pattern.unknown}'; known: {', '.join(PLACEHOLDERS)}.")
+            raise CheckpointError(
+                f"{where}: unknown placeholder '{pattern.unknown}'; known: {', '.join(PLACEHOLDERS)}."
+            )
     return patterns
 
 

@@ -12,7 +12,7 @@ from sightbridge.errors import CheckpointError
 __all__ = ["FORMATS", "Format", "Found", "detect"]
 
 FORMATS: dict[str, Format] = {}
-"""Every format that can be read, by name. A family's module lists its own; adding one touches that file and a line here."""
+"""Every format that can be read, by name. A family's module lists its own; a new family adds a line here."""
 
 
 def detect(weights: Weights) -> Format:
