@@ -6,12 +6,25 @@ import re
 from collections import Counter
 
 from sightbridge.checkpoints.formats.base import Format, Found
+from sightbridge.checkpoints.formats.clip_flant5 import CLIP_FLANT5
+from sightbridge.checkpoints.formats.hf_llava import HF_LLAVA
+from sightbridge.checkpoints.formats.llava import LLAVA, LLAVA_LORA
+from sightbridge.checkpoints.formats.mm_projector import MM_PROJECTOR
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.errors import CheckpointError
 
 __all__ = ["FORMATS", "Format", "Found", "detect"]
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        LLAVA,
+        LLAVA_LORA,
+        MM_PROJECTOR,
+        HF_LLAVA,
+        CLIP_FLANT5,
+    )
+}
 """Every format that can be read, by name. A family's module lists its own; a new family adds a line here."""
 
 

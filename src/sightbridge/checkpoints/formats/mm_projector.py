@@ -1,0 +1,94 @@
+"""LLaVA's ``mm_projector.bin``: a bridge alone, as the LLaVA family saves it behind its first stage.
+
+The keys begin with ``model.mm_projector.``, in older files and CLIP-FlanT5's with ``mm_projector.``, in the
+``non_lora_trainables.bin`` of a LoRA run with ``base_model.model.`` in front of that. What follows is ``0`` and ``2``
+for the layers of LLaVA-1.5's MLP; ``clip_layernorm``, ``final_linear.0`` and ``final_linear.2`` in ViP-LLaVA; nothing
+for LLaVA-1's single layer (haotian-liu/LLaVA and WisconsinAIVision/ViP-LLaVA, ``multimodal_projector/builder.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sightbridge.checkpoints.formats.base import Format, Found
+from sightbridge.checkpoints.formats.llava import (
+    LORA_MARK,
+    PROJECTOR,
+    family,
+    image_settings,
+    projector_table,
+    vision_settings,
+)
+from sightbridge.checkpoints.formats.llava_parts import (
+    BRIDGE,
+    CLIP_336,
+    PICTURE_SIZES,
+    VIP_LAYERS,
+    bridge_settings,
+    bridge_widths,
+    bridge_words,
+)
+from sightbridge.checkpoints.key_map import KeyMap, MappedWeights
+from sightbridge.checkpoints.sources.base import Weights
+from sightbridge.errors import CheckpointError
+
+BEGINNING = re.compile(r"(base_model\.model\.)?(model\.)?mm_projector\.")
+OF_A_LANGUAGE_MODEL = (".layers.", ".block.", ".h.")
+VIP_CHANNELS = 5 * 1024
+"""What five layers of CLIP-L give."""
+
+
+def is_mm_projector(weights: Weights) -> bool:
+    """Whether these are a projector, with embeddings of new words at most."""
+    names = weights.infos
+    more = any(mark in name for name in names for mark in (*OF_A_LANGUAGE_MODEL, LORA_MARK) if PROJECTOR not in name)
+    return any(BEGINNING.match(name) for name in names) and not more
+
+
+def read_mm_projector(weights: Weights) -> Found:
+    """Say what a projector is; the ``config.json`` of its run, if it lies beside it, says which tower it was for."""
+    mapped, others = projector_weights(weights)
+    bridge, config = bridge_settings(mapped), weights.config or {}
+    settings: dict[str, Any] = {"connector": bridge}
+    if "mm_vision_tower" in config:
+        tower, _, _ = vision_settings(mapped, config)
+        settings |= {"vision_tower": tower, "image": image_settings(config, tower)}
+    elif bridge.get("input_norm") and bridge_widths(mapped)[0] == VIP_CHANNELS:
+        # The LayerNorm is only ever built in front of these layers of this tower.
+        settings["vision_tower"] = {"source": CLIP_336, "layers": VIP_LAYERS, "class_token": "drop"}
+        settings["image"] = {"size": PICTURE_SIZES[CLIP_336]}
+    notes = [f"left out: {name}: is no part of a connector" for name in others]
+    if trained_for := config.get("_name_or_path"):
+        notes.append(f"config.json says that it was trained in front of '{trained_for}'")
+    what = f"{family(bridge)}'s projector alone: {bridge_words(mapped)}"
+    return Found("mm-projector", what, mapped, "generation", settings, notes=tuple(notes))
+
+
+def projector_weights(weights: Weights) -> tuple[MappedWeights, list[str]]:
+    """A file's projector under our connectors' names behind ``bridge.``, and the names of what else the file holds.
+
+    Raises ``CheckpointError`` for one without a projector, with an empty one, or with keys that none has.
+    """
+    mapped = KeyMap.named(projector_table(weights)).to_ours(weights)
+    odd = [name for name in mapped.unexpected if BEGINNING.match(name)]
+    others = sorted(set(mapped.unexpected) - set(odd))
+    if odd:
+        raise CheckpointError(
+            f"{weights.path}: '{odd[0]}' is a weight that no LLaVA, LLaVA-1.5 or ViP-LLaVA projector has, so this one "
+            "works otherwise."
+        )
+    if not mapped.infos:
+        held = f", but {', '.join(others[:3])}" if others else ""
+        raise CheckpointError(
+            f"{weights.path}: holds no projector (keys that begin with model.mm_projector. or mm_projector.){held}."
+        )
+    if empty := [name for name, info in mapped.infos.items() if 0 in info.shape]:
+        raise CheckpointError(
+            f"{weights.path}: '{empty[0].removeprefix(BRIDGE)}' is empty. A projector saved under ZeRO-3 without being "
+            "gathered looks like that; its weights are not in this file."
+        )
+    return mapped, others
+
+
+MM_PROJECTOR = Format("mm-projector", "an mm_projector.bin of the LLaVA family", is_mm_projector, read_mm_projector)
