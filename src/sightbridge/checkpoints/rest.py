@@ -54,6 +54,13 @@ def load_rest(part: nn.Module, entry: PartEntry, folder: Path, place: str | Path
     Raises:
         CheckpointError: the folder is not there, or holds another connector.
     """
+    found, file = find_place(entry, folder, place)
+    load_some(part, file, _rest_names(part, entry.only))
+    return found
+
+
+def find_place(entry: PartEntry, folder: Path, place: str | Path | None = None) -> tuple[Path, Path]:
+    """The model folder that holds the rest, and its file of it; arguments and errors as those of ``load_rest``."""
     places = [Path(place)] if place else [(folder / name).resolve() for name in entry.rest]
     found = next((path for path in places if (path / MANIFEST).is_file()), None)
     if found is None:
@@ -62,8 +69,7 @@ def load_rest(part: nn.Module, entry: PartEntry, folder: Path, place: str | Path
             "is no model folder now. Say where it is with sources={'connector': FOLDER}; a folder that was saved with "
             "self_contained=True needs no other."
         )
-    load_some(part, _file_of_rest(found), _rest_names(part, entry.only))
-    return found
+    return found, _file_of_rest(found)
 
 
 def check_whole(part: nn.Module, entry: PartEntry, folder: Path, rest: Path) -> None:

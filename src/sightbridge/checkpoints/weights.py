@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -131,12 +131,18 @@ def fingerprint(part: nn.Module) -> str:
     """
     if (before := getattr(part, "unquantized", None)) is not None:
         return before.fingerprint
-    samples = []
-    for name, tensor in unique_tensors(part).items():
-        if "position" not in name:
-            values = tensor.detach().flatten()
-            values = values[:: max(1, len(values) // 64)][:64].contiguous().cpu()
-            samples.append(f"{tuple(tensor.shape)}{tensor.dtype}".encode() + values.view(torch.uint8).numpy().tobytes())
+    return hash_samples(sample(t) for name, t in unique_tensors(part).items() if "position" not in name)
+
+
+def sample(tensor: Tensor, dtype: torch.dtype | None = None) -> bytes:
+    """What a fingerprint takes of one tensor, held in ``dtype``: its shape, its type and some 64 of its values."""
+    values = tensor.detach().flatten()
+    values = values[:: max(1, len(values) // 64)][:64].to(dtype or tensor.dtype).contiguous().cpu()
+    return f"{tuple(tensor.shape)}{values.dtype}".encode() + values.view(torch.uint8).numpy().tobytes()
+
+
+def hash_samples(samples: Iterable[bytes]) -> str:
+    """The fingerprint of a part whose tensors, but for position tables, gave these samples."""
     return hashlib.sha256(b"".join(sorted(samples))).hexdigest()
 
 
