@@ -7,9 +7,14 @@ from collections import Counter
 
 from sightbridge.checkpoints.formats.base import Format, Found
 from sightbridge.checkpoints.formats.clip_flant5 import CLIP_FLANT5
+from sightbridge.checkpoints.formats.hf_blip2 import HF_BLIP2
 from sightbridge.checkpoints.formats.hf_llava import HF_LLAVA
+from sightbridge.checkpoints.formats.lavis import LAVIS, LAVIS_TOWER
 from sightbridge.checkpoints.formats.llava import LLAVA, LLAVA_LORA
+from sightbridge.checkpoints.formats.mblip import MBLIP
+from sightbridge.checkpoints.formats.minigpt4qwen import MINIGPT4QWEN
 from sightbridge.checkpoints.formats.mm_projector import MM_PROJECTOR
+from sightbridge.checkpoints.formats.paddle import PADDLE
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.errors import CheckpointError
 
@@ -23,6 +28,12 @@ FORMATS: dict[str, Format] = {
         MM_PROJECTOR,
         HF_LLAVA,
         CLIP_FLANT5,
+        LAVIS,
+        LAVIS_TOWER,
+        PADDLE,
+        HF_BLIP2,
+        MBLIP,
+        MINIGPT4QWEN,
     )
 }
 """Every format that can be read, by name. A family's module lists its own; a new family adds a line here."""
