@@ -12,10 +12,13 @@ from torch import Tensor
 
 from sightbridge.errors import CheckpointError, nearest
 
+LEFT_OUT = "left_out"
+"""Key of ``Weights.extra`` for the names of what a file holds besides tensors and plain values."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read, and the file it lies in: those of one file are best read together."""
+    """What is known of a tensor before it is read; tensors of one ``file`` are best read together."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -38,7 +41,8 @@ class Weights:
         kind: the container ("safetensors", "torch", "paddle", "deepspeed", "pipeline", "memory"), for messages.
         infos: shape, type and file of every tensor, in the order of the file.
         config: content of the ``config.json`` beside it, if there is one.
-        extra: small plain values that the container held beside the tensors, such as ``{"epoch": 3}``.
+        extra: small plain values that the container held beside the tensors, such as ``{"epoch": 3}``; under
+            ``"left_out"`` the names of what it held besides (an optimiser's state, for one).
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Weights:
         return StoredWeights(Path(path), "memory", {n: Held(t, Path(path)) for n, t in tensors.items()}, config, extra)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, contiguous and in memory of its own; raises ``CheckpointError`` if there is none."""
+        """Return one tensor, contiguous; raises ``CheckpointError`` if there is none or its file is damaged."""
         raise NotImplementedError
 
     def unknown(self, name: str) -> CheckpointError:
@@ -87,9 +91,13 @@ class Stored(Protocol):
     """A tensor somewhere."""
 
     @property
-    def info(self) -> TensorInfo: ...
+    def info(self) -> TensorInfo:
+        """What is known before it is read."""
+        ...
 
-    def read(self) -> Tensor: ...
+    def read(self) -> Tensor:
+        """Read it; raises ``CheckpointError``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,11 @@ class Held:
 
     @property
     def info(self) -> TensorInfo:
+        """As of every ``Stored``."""
         return TensorInfo(tuple(self.tensor.shape), self.tensor.dtype, self.file)
 
     def read(self) -> Tensor:
+        """As of every ``Stored``."""
         return self.tensor.contiguous()
 
 
@@ -122,6 +132,7 @@ class StoredWeights(Weights):
         self.stored = stored
 
     def read(self, name: str) -> Tensor:
+        """As of ``Weights``."""
         if name not in self.stored:
             raise self.unknown(name)
         return self.stored[name].read()

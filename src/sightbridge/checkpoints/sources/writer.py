@@ -1,12 +1,14 @@
-"""Weights to files, one tensor in memory at a time."""
+"""Weights to files: safetensors and .pdparams with one tensor in memory at a time, torch's as a whole."""
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -38,6 +40,19 @@ DTYPES = {
 }
 """Types and their names in safetensors, in the order in which that library sorts tensors, from last to first."""
 ORDER = {dtype: place for place, dtype in enumerate(DTYPES)}
+PADDLE_TYPES = {
+    torch.bool: "b1",
+    torch.uint8: "u1",
+    torch.int8: "i1",
+    torch.int16: "i2",
+    torch.int32: "i4",
+    torch.int64: "i8",
+    torch.float16: "f2",
+    torch.bfloat16: "u2",
+    torch.float32: "f4",
+    torch.float64: "f8",
+}
+"""Types and numpy's codes for what Paddle writes of them."""
 OnTensor = Callable[[str], None]
 
 
@@ -115,6 +130,91 @@ def write_sharded(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     return paths
+
+
+def write_torch(
+    path: Path,
+    weights: Weights,
+    names: Iterable[str] | None = None,
+    wrapper: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    on_tensor: OnTensor | None = None,
+    allow_nan: bool = False,
+) -> None:
+    """Write a file of ``torch.save``, which is in memory as a whole.
+
+    Args:
+        path: the new file; it is there whole or not at all.
+        weights: where the tensors are read from.
+        names: which of them; all by default.
+        wrapper: the key to put them under, such as LAVIS' ``model``; none by default.
+        extra: plain values beside the wrapper.
+        on_tensor: called with each name once it is read.
+        allow_nan: write also what is not finite.
+    """
+    tensors = {}
+    for name in weights.infos if names is None else names:
+        tensors[name] = _checked(weights, name, allow_nan)
+        if on_tensor:
+            on_tensor(name)
+    with atomic_file(path) as partial:
+        torch.save({wrapper: tensors, **(extra or {})} if wrapper else tensors, partial)
+
+
+def write_pdparams(
+    path: Path,
+    weights: Weights,
+    names: Iterable[str] | None = None,
+    on_tensor: OnTensor | None = None,
+    allow_nan: bool = False,
+) -> None:
+    """Write PaddlePaddle's ``.pdparams`` as ``paddle.save(layer.state_dict())`` does, bfloat16 as uint16.
+
+    The pickle is written opcode by opcode: it streams so, and names numpy's functions as every version of numpy has
+    them. Linear layers are not transposed here.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity, or has a type that Paddle lacks.
+    """
+    chosen = list(weights.infos if names is None else names)
+    for name in chosen:
+        if weights.infos[name].dtype not in PADDLE_TYPES:
+            raise CheckpointError(
+                f"{weights.path}: '{name}' is of type {weights.infos[name].dtype}, which Paddle's files do not have."
+            )
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        file.write(pickle.PROTO + b"\x04" + pickle.EMPTY_DICT)
+        for name in chosen:
+            file.write(_pickled(name))
+            _write_array(file, _checked(weights, name, allow_nan))
+            file.write(pickle.SETITEM)
+            if on_tensor:
+                on_tensor(name)
+        file.write(_pickled("StructuredToParameterName@@"))
+        file.write(_pickled({name: name for name in chosen}) + pickle.SETITEM + pickle.STOP)
+
+
+def _write_array(file: BinaryIO, tensor: Tensor) -> None:
+    """Opcodes of numpy's own ``__reduce__``: an empty array, then its state."""
+    bytes_, code = _raw_bytes(tensor), PADDLE_TYPES[tensor.dtype]
+    order = "|" if code[1] == "1" else "<"
+    file.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n" + pickle.GLOBAL + b"numpy\nndarray\n")
+    file.write(_pickled((0,)) + _pickled(b"b") + pickle.TUPLE3 + pickle.REDUCE)
+    file.write(pickle.MARK + _pickled(1) + _pickled(tuple(tensor.shape)))
+    file.write(pickle.GLOBAL + b"numpy\ndtype\n" + _pickled((code, False, True)) + pickle.REDUCE)
+    file.write(_pickled((3, order, None, None, None, -1, -1, 0)) + pickle.BUILD)
+    file.write(pickle.NEWFALSE + pickle.BINBYTES8 + struct.pack("<Q", len(bytes_)))
+    file.write(bytes_)
+    file.write(pickle.TUPLE + pickle.BUILD)
+
+
+def _pickled(value: Any) -> bytes:
+    """Opcodes of a plain value, to stand among others: without protocol, frame, memory and end."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=3)  # the last without frames
+    pickler.fast = True
+    pickler.dump(value)
+    return buffer.getvalue()[2:-1]
 
 
 def _header(infos: dict[str, TensorInfo], order: list[str], metadata: Mapping[str, str]) -> bytes:
