@@ -117,10 +117,10 @@ class Harmful:
     ("content", "message"),
     [
         ({"model.layers.0.weight": torch.ones(2)}, r"holds no projector .*, but model\.layers\.0\.weight"),
-        ({"mm_projector.0.weight": torch.zeros(0)}, "is empty. A projector saved under ZeRO-3"),
+        ({"mm_projector.0.weight": torch.zeros(0)}, "is empty. Weights saved under DeepSpeed's ZeRO-3"),
         ({"mm_projector.conv.weight": torch.zeros(2)}, "a weight that no LLaVA, LLaVA-1.5 or ViP-LLaVA projector has"),
-        ([torch.ones(2)], "expected tensors by name"),
-        ({"mm_projector.0.weight": Harmful()}, "not a readable file of weights"),
+        ([torch.ones(2)], "holds no tensors by name"),
+        ({"mm_projector.0.weight": Harmful()}, "holds no tensors by name"),
     ],
 )
 def test_other_files_are_refused(content: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -133,7 +133,7 @@ def test_other_files_are_refused(content: object, message: str, tmp_path: Path, 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"12345678{", b"not weights at all"])
 def test_damaged_files_are_one_message(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a readable file of weights"):
+    with pytest.raises(CheckpointError, match="not a file of weights|damaged"):
         load_mm_projector(connector(160, **VIP), tmp_path / "p.bin")
 
 

@@ -1,42 +1,31 @@
-"""LLaVA's ``mm_projector.bin``: a bridge alone, as the LLaVA family saves it behind its first stage.
+"""LLaVA's ``mm_projector.bin`` into a connector, and the connector of a model folder into such a file.
 
-The keys begin with ``model.mm_projector.``, in older files and CLIP-FlanT5's with ``mm_projector.``, in the
-``non_lora_trainables.bin`` of a LoRA run with ``base_model.model.`` in front of that. What follows is ``0`` and ``2``
-for the layers of LLaVA-1.5's MLP; ``clip_layernorm``, ``final_linear.0`` and ``final_linear.2`` in ViP-LLaVA; nothing
-for LLaVA-1's single layer (haotian-liu/LLaVA and WisconsinAIVision/ViP-LLaVA, ``multimodal_projector/builder.py``).
+What is in the file, and under which names, is in ``formats.mm_projector``.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sightbridge.checkpoints.atomic import atomic_file
+from sightbridge.checkpoints.formats.llava_parts import BRIDGE
+from sightbridge.checkpoints.formats.mm_projector import projector_weights
+from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.manifest import MANIFEST, Manifest, inner_path, read_manifest
+from sightbridge.checkpoints.sources.base import Weights
+from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.checkpoints.weights import file_hash
 from sightbridge.errors import CheckpointError
-from sightbridge.models.connectors import check_connector
 from sightbridge.models.connectors.linear import LinearConnector
-from sightbridge.models.connectors.mlp import MLPConnector, MLPOptions
+from sightbridge.models.connectors.mlp import MLPConnector
 
 PREFIXES = ("model.mm_projector.", "mm_projector.")
 """What keys begin with: of LLaVA-1.5 and later, and of older files. The original code reads both."""
-BEGINNING = re.compile(r"^(?:base_model\.model\.)?(?:model\.)?mm_projector\.")
-NAMES = (
-    (re.compile(r"^clip_layernorm\.(?=weight$|bias$)"), "input_norm."),
-    (re.compile(r"^(?:final_linear\.)?(?=\d+\.(?:weight|bias)$)"), "layers."),
-    (re.compile(r"^(?=weight$|bias$)"), "output."),
-)
-"""Beginnings of what follows the prefix, and of our names."""
-MAX_BYTES = 4 << 30
-"""Largest file that is read: ten times the largest projector and its table of embeddings."""
 
 
 def load_mm_projector(connector: nn.Module, path: Path) -> tuple[list[str], list[str]]:
@@ -73,22 +62,9 @@ def read_mm_projector(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
     Raises ``CheckpointError`` for a damaged file, one without a projector, or one with keys that none has.
     """
-    weights, others = {}, []
-    for key, tensor in _read(path).items():
-        inner, is_projector = BEGINNING.subn("", key)
-        if not is_projector:
-            others.append(key)
-            continue
-        if not tensor.numel():
-            raise CheckpointError(
-                f"{path}: '{key}' is empty. A projector saved under ZeRO-3 without being gathered looks like that; its "
-                "weights are not in this file."
-            )
-        weights[_our_name(inner, key, path)] = tensor
-    if not weights:
-        held = f", but {', '.join(sorted(others)[:3])}" if others else ""
-        raise CheckpointError(f"{path}: holds no projector (keys that begin with {' or '.join(PREFIXES)}){held}.")
-    return weights, sorted(others)
+    with open_weights(path) as file:
+        mapped, others = projector_weights(file)
+        return {name.removeprefix(BRIDGE): mapped.read(name) for name in mapped.infos}, others
 
 
 def export_mm_projector(folder: Path, path: Path, prefix: str = PREFIXES[0]) -> int:
@@ -117,31 +93,16 @@ def export_mm_projector(folder: Path, path: Path, prefix: str = PREFIXES[0]) -> 
     file = inner_path(folder, entry.file)
     if not file.is_file() or file_hash(file) != entry.sha256:
         raise CheckpointError(f"{file}: missing or damaged: its SHA-256 is not the one in {MANIFEST}.")
-    options = check_connector(manifest.settings.connector)
-    named = isinstance(options, MLPOptions) and options.input_norm
-    weights = {prefix + _their_name(name, named): tensor for name, tensor in load_file(file).items()}
+    ours = {BRIDGE + name: tensor for name, tensor in load_file(file).items()}
+    table = "mm_projector_vip" if f"{BRIDGE}input_norm.weight" in ours else "mm_projector"
+    theirs = KeyMap.named(table).to_theirs(Weights.of(ours, file))
+    weights = {prefix + name.removeprefix(PREFIXES[0]): theirs.read(name) for name in theirs.infos}
     with atomic_file(path) as writing:
         if path.suffix == ".safetensors":
             save_file(weights, writing)
         else:
             torch.save(weights, writing)
     return sum(tensor.numel() for tensor in weights.values())
-
-
-def _our_name(inner: str, key: str, path: Path) -> str:
-    for pattern, beginning in NAMES:
-        name, found = pattern.subn(beginning, inner)
-        if found:
-            return name
-    raise CheckpointError(
-        f"{path}: '{key}' is a weight that no LLaVA, LLaVA-1.5 or ViP-LLaVA projector has, so this one works otherwise."
-    )
-
-
-def _their_name(name: str, named: bool) -> str:
-    """``named``: as in ViP-LLaVA, where LayerNorm and MLP are submodules of a projector."""
-    name = name.replace("input_norm.", "clip_layernorm.", 1).removeprefix("output.")
-    return name.replace("layers.", "final_linear." if named else "", 1)
 
 
 def _what_differs(weights: dict[str, Tensor], wanted: dict[str, Any]) -> str | None:
@@ -175,21 +136,3 @@ def _what_differs(weights: dict[str, Tensor], wanted: dict[str, Any]) -> str | N
         )
     wrong = [name for name in wanted if weights[name].shape != wanted[name].shape]
     return f"'{wrong[0]}' has the shape {tuple(weights[wrong[0]].shape)}; the file is damaged." if wrong else None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a file of ``torch.save`` or of safetensors, which its content tells, without running anything in it."""
-    if path.stat().st_size > MAX_BYTES:
-        raise CheckpointError(f"{path}: is larger than any projector; give the mm_projector file, not a whole model's.")
-    with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # a length of eight bytes, then JSON
-    try:
-        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable file of weights ({str(error).strip().splitlines()[0] if str(error) else 'it ends'}"
-            "). Nothing but tensors is read from such files."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{path}: expected tensors by name, as in an mm_projector.bin.")
-    return content

@@ -95,9 +95,7 @@ def t5_config(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
     config = language_model_config(weights, "t5", options)
     tied = bool(options.get("tie_word_embeddings", True))  # T5's own default; FlanT5's configuration says false
     if not tied and f"{LANGUAGE_MODEL}lm_head.weight" not in weights.infos:
-        raise CheckpointError(
-            f"{weights.path}: 'lm_head.weight' is missing, FlanT5's output head, which is not shared."
-        )
+        raise CheckpointError(f"{weights.path}: 'lm_head.weight' is missing, FlanT5's own output head.")
     # transformers 5 shows true for every T5, and reads here whether the hidden state is scaled in front of the head.
     return config | {"tie_word_embeddings": tied}
 

@@ -121,9 +121,7 @@ def text_config(weights: Weights, whole: Any) -> dict[str, Any]:
     text = whole.text_config.to_dict()
     tied = bool(text.get("tie_word_embeddings", False))
     if not tied and f"{LANGUAGE_MODEL}lm_head.weight" not in weights.infos:
-        raise CheckpointError(
-            f"{weights.path}: the language model's output head is missing, and config.json ties none."
-        )
+        raise CheckpointError(f"{weights.path}: the language model's output head is missing; config.json ties none.")
     return language_model_config(weights, text["model_type"], text) | {"tie_word_embeddings": tied}
 
 
@@ -138,18 +136,14 @@ def with_biases(weights: Weights) -> Weights:
 
 
 def image_settings(weights: Weights, vision: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """How pictures are prepared, as the processor in the folder says; without one padded, as in the family's training."""
+    """How pictures are prepared, as the processor in the folder says; without one they are padded, as in training."""
     size, processor = vision["image_size"], processor_config(weights)
     if processor is None:
-        return {
-            "size": size,
-            "fit": "pad",
-        }, "pictures are padded, as in LLaVA's training; no processor is in the folder"
+        return {"size": size, "fit": "pad"}, "pictures are padded, as in training; no processor is in the folder"
     fit = "pad" if processor.get("do_pad") else "crop" if processor.get("do_center_crop") else "squash"
     settings = {"size": size, "fit": fit}
-    settings |= {
-        ours: processor[name] for ours, name in (("mean", "image_mean"), ("std", "image_std")) if name in processor
-    }
+    statistics = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+    settings |= {name: values for name, values in statistics.items() if values is not None}
     note = f"pictures are fitted by '{fit}', as the processor in the folder says"
     return settings, note + ("" if fit == "pad" else "; LLaVA's own training padded them: image.fit=pad")
 

@@ -98,7 +98,6 @@ def read_lora_run(weights: Weights) -> Found:
     folder, config = folder_of(weights), config_of(weights)
     if not any(PROJECTOR in name for name in weights.infos):
         weights = JoinedWeights(weights, open_weights(folder / NON_LORA))
-    weights.config = config
     mapped = map_exactly(weights, "llava_lora", projector_table(weights))
     adapter = read_json(folder / "adapter_config.json")
     bridge = bridge_settings(mapped)
@@ -116,10 +115,16 @@ def read_lora_run(weights: Weights) -> Found:
         "image": image_settings(config, tower),
     }
     adapted = sum(LORA_MARK in name for name in mapped.infos if name.startswith(ADAPTER))
-    what = (
-        f"{family(bridge)}, a LoRA run: adapters of {adapted} layers of '{base}'; {bridge_words(mapped)}; {tower_words}"
+    words = f"adapters of {adapted} layers of '{base}'; {bridge_words(mapped)}; {tower_words}"
+    return Found(
+        format="llava-lora",
+        what=f"{family(bridge)}, a LoRA run: {words}",
+        weights=mapped,
+        kind="generation",
+        settings=settings,
+        tokenizer=tokenizer_folder(weights),
+        notes=(*notes, *prompt_notes),
     )
-    return Found("llava-lora", what, mapped, "generation", settings, tokenizer_folder(weights), (*notes, *prompt_notes))
 
 
 def lora_settings(adapter: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -138,9 +143,8 @@ def lora_settings(adapter: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def projector_table(weights: Weights) -> str:
     """The table of the projector's names; ViP-LLaVA's LayerNorm tells which."""
-    return (
-        "mm_projector_vip" if any(f"{PROJECTOR}clip_layernorm." in name for name in weights.infos) else "mm_projector"
-    )
+    is_vip = any(f"{PROJECTOR}clip_layernorm." in name for name in weights.infos)
+    return "mm_projector_vip" if is_vip else "mm_projector"
 
 
 def family(bridge: dict[str, Any]) -> str:

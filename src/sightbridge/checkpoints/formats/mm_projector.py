@@ -21,7 +21,6 @@ from sightbridge.checkpoints.formats.llava import (
     vision_settings,
 )
 from sightbridge.checkpoints.formats.llava_parts import (
-    BRIDGE,
     CLIP_336,
     PICTURE_SIZES,
     VIP_LAYERS,
@@ -68,7 +67,7 @@ def read_mm_projector(weights: Weights) -> Found:
 def projector_weights(weights: Weights) -> tuple[MappedWeights, list[str]]:
     """A file's projector under our connectors' names behind ``bridge.``, and the names of what else the file holds.
 
-    Raises ``CheckpointError`` for one without a projector, with an empty one, or with keys that none has.
+    Raises ``CheckpointError`` for one without a projector, or with keys that none has.
     """
     mapped = KeyMap.named(projector_table(weights)).to_ours(weights)
     odd = [name for name in mapped.unexpected if BEGINNING.match(name)]
@@ -82,11 +81,6 @@ def projector_weights(weights: Weights) -> tuple[MappedWeights, list[str]]:
         held = f", but {', '.join(others[:3])}" if others else ""
         raise CheckpointError(
             f"{weights.path}: holds no projector (keys that begin with model.mm_projector. or mm_projector.){held}."
-        )
-    if empty := [name for name, info in mapped.infos.items() if 0 in info.shape]:
-        raise CheckpointError(
-            f"{weights.path}: '{empty[0].removeprefix(BRIDGE)}' is empty. A projector saved under ZeRO-3 without being "
-            "gathered looks like that; its weights are not in this file."
         )
     return mapped, others
 
