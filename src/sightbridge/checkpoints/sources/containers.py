@@ -9,7 +9,7 @@ from typing import Any
 from sightbridge.checkpoints.sources.base import Stored
 from sightbridge.checkpoints.sources.paddle_file import read_paddle
 from sightbridge.checkpoints.sources.safetensors_file import is_safetensors, read_safetensors
-from sightbridge.checkpoints.sources.torch_file import LEGACY_START, read_legacy, read_zip
+from sightbridge.checkpoints.sources.torch_file import is_legacy, read_legacy, read_zip
 from sightbridge.checkpoints.sources.wrappers import named_tensors, plain_values
 from sightbridge.errors import CheckpointError
 
@@ -47,7 +47,7 @@ def read_container(path: Path, may_be_empty: bool = False) -> tuple[str, dict[st
             return "safetensors", named, plain_values(notes)
         if start.startswith(b"PK\x03\x04"):
             return "torch", *named_tensors(read_zip(path), path, may_be_empty)
-        if start.startswith(LEGACY_START):
+        if is_legacy(start):
             return "torch", *named_tensors(read_legacy(path), path, may_be_empty)
         if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04"):
             return "paddle", *named_tensors(read_paddle(path), path, may_be_empty)

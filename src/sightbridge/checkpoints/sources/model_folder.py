@@ -121,12 +121,15 @@ class FolderWeights(StoredWeights):
         return same
 
 
-def open_model_folder(folder: str | Path, sources: Mapping[str, str] | None = None) -> FolderWeights:
+def open_model_folder(
+    folder: str | Path, sources: Mapping[str, str] | None = None, parts: Collection[str] = EVERYTHING
+) -> FolderWeights:
     """Open a model folder that training or ``convert`` wrote.
 
     Args:
         folder: with a ``sightbridge.json``.
         sources: part -> folder or hub name, for referenced parts that lie elsewhere now.
+        parts: which to open; what is referenced by others need not be there.
 
     Raises:
         CheckpointError: the folder is damaged, or a part that it references is not found or is another one.
@@ -136,26 +139,8 @@ def open_model_folder(folder: str | Path, sources: Mapping[str, str] | None = No
     check_files(folder, manifest)
     sources = sources or {}
     _check_sources(manifest, sources)
-    settings = manifest.settings
-    tower, vision_model, layers = _open_tower(
-        folder, manifest.parts["vision_tower"], settings.vision_tower, sources.get("vision_tower")
-    )
-    stored = {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
-    name = "connector" if isinstance(settings, ModelSettings) else "qformer"
-    bridge = _open_bridge(folder, manifest.parts[name], sources.get(name))
-    stored |= {f"bridge.{name}": tensor for name, tensor in bridge.items()}
-    language_model = None
-    if isinstance(settings, ModelSettings):
-        text, language_model = _open_language_model(
-            folder, manifest.parts["language_model"], settings.language_model, sources.get("language_model")
-        )
-        stored |= {f"language_model.{name}": tensor for name, tensor in text.items()}
-    if isinstance(manifest, Manifest) and manifest.adapter:
-        adapter = open_weights(folder / ADAPTER / ADAPTER_WEIGHTS)
-        stored |= {f"adapter.{name}": From(adapter, name) for name in adapter.infos}
-    weights = FolderWeights(folder, "sightbridge", stored)
+    weights = FolderWeights(folder, "sightbridge", _open_parts(folder, manifest, sources, parts))
     weights.manifest = manifest
-    weights.vision_model, weights.layers, weights.language_model = vision_model, layers, language_model
     return weights
 
 

@@ -16,7 +16,7 @@ from sightbridge.checkpoints.sources.stored import FilePart, FileTensor
 from sightbridge.checkpoints.sources.unpickler import MAX_BYTES, Inert, Known, Stream, unpickle
 from sightbridge.errors import CheckpointError
 
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch's magic number 0x1950a86a20f9469cfc6c, pickled: the older files begin with it (torch/serialization.py)."""
 MAX_DIRECTORY = 16 << 20
 """Bytes of a zip archive's list of files: 200,000 storages."""
@@ -45,8 +45,13 @@ def read_zip(path: Path) -> Any:
         raise CheckpointError(f"{path}: damaged: not the whole of a file that torch saved. Was it cut off?") from error
 
 
+def is_legacy(start: bytes) -> bool:
+    """Whether a file begins as torch's did before 1.6, in whatever protocol of pickle."""
+    return start[:1] == b"\x80" and MAGIC in start[:32]
+
+
 def read_legacy(path: Path) -> Any:
-    """As ``read_zip``, of a file that begins with ``LEGACY_START``."""
+    """As ``read_zip``, of a file that ``is_legacy``."""
     with path.open("rb") as file:
         found: dict[str, Storage] = {}
         stream = _at_content(file, path)
