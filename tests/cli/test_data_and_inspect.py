@@ -122,6 +122,10 @@ def test_marks_are_shown_and_saved(workplace: Workplace, tmp_path: Path, capsys:
         assert run_command(*command, "--row", 2, "--epoch", epoch, "--model", workplace.model) == 0
         drawn.add(capsys.readouterr().out.partition("marked: ")[2].partition(" at ")[0])
     assert len(drawn) > 2, "every epoch draws anew"
+    outside = rows[2] | {"bbox": [300, 4, 320, 25]}
+    (workplace.scenes / "regions.json").write_text(json.dumps([ROW, outside]))
+    assert run_command(*command) == 1
+    assert "regions.json, row 2: the box 300,4,320,25 lies outside" in capsys.readouterr().err
     assert run_command(*command[:5], "--regions", "exakt") == 1
     assert "Did you mean 'exact'?" in capsys.readouterr().err
 

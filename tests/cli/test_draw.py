@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_workplace import run_command
@@ -83,6 +84,25 @@ def test_open_sizes_are_fixed_or_as_trained() -> None:
     assert [read_marks(bbox=["1,2,3,4"], alpha=alpha)[0].alpha for alpha in (0, 0.5, 1, 200)] == [0, 128, 255, 200]
 
 
+def test_marks_of_one_shape_get_colours_that_tell_them_apart() -> None:
+    def phrases(**options: Any) -> list[str]:
+        return [mark.phrase for mark in read_marks(**options)]
+
+    boxes = ["1,2,3,4", "5,6,7,8"]
+    assert phrases(bbox=boxes) == ["within the red rectangle", "within the lime rectangle"]
+    assert phrases(bbox=boxes, color="blue") == ["within the blue rectangle"] * 2  # as was asked for
+    regions = ["bbox=1,2,3,4;color=lime", "bbox=1,2,3,4;shape=arrow", "bbox=1,2,3,4", "bbox=1,2,3,4"]
+    assert phrases(region=regions) == [
+        "within the lime rectangle",
+        "pointed to by the red arrow",
+        "within the red rectangle",
+        "within the blue rectangle",
+    ]
+    assert len(set(phrases(bbox=["1,2,3,4"] * 12))) == 9
+    beside = read_marks(bbox=["1,2,3,4"])
+    assert phrases(bbox=["5,6,7,8"], beside=beside) == ["within the lime rectangle"]
+
+
 def test_a_box_beside_an_outline_is_the_same_region() -> None:
     (mark,) = read_marks(bbox=["1,2,30,40"], polygon=["5,5,9,5,9,9", "15,5,19,5,19,9"])
     assert mark.region == Region((1, 2, 30, 40), polygons=((5, 5, 9, 5, 9, 9), (15, 5, 19, 5, 19, 9)))
@@ -105,7 +125,9 @@ def test_contact_sheet(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--bbox", "1,2,3,"], "bbox: '' is not a number."),
         (["--bbox", "30,2,3,9"], "photo.png: the box 30,2,3,9 is reversed"),
         (["--bbox", "300,2,333,9"], "photo.png: the box 300,2,333,9 lies outside of the picture, which has 160 x 120"),
-        (["--bbox", "1,2,3,nan"], "no finite number"),
+        (["--bbox", "1,2,3,nan"], "bbox: 'nan' is no finite number"),
+        (["--bbox", "1 2 3 4"], "bbox: '1 2 3 4' is not a number."),
+        (["--polygon", "1,2,3,inf,5,6"], "polygon: 'inf' is no finite number"),
         (["--bbox", "1,2,3,4", "--shape", "arow"], "Did you mean 'arrow'?"),
         (["--bbox", "1,2,3,4", "--color", "rod"], "there is no colour 'rod'"),
         (["--bbox", "1,2,3,4", "--alpha", "300"], "alpha: 300.0 is not from 0, invisible, to 1, opaque"),
@@ -140,18 +162,36 @@ def test_bad_files_are_one_line(photo: Path, capsys: pytest.CaptureFixture[str])
     Image.new("L", (10, 10), 255).save(folder / "small.png")
     (folder / "bad.json").write_text("[1,")
     (folder / "list.json").write_text("[1]")
+    (folder / "digits.json").write_text("1" * 5000)
+    (folder / "bomb.json").write_text('{"size": [120, 160], "counts": [1' + "0" * 4000 + "]}")
+    checks = Image.new("1", (160, 120)).resize((2, 2))
+    checks.putpixel((0, 0), 1)
+    checks.putpixel((1, 1), 1)
+    noise = Image.new("1", (640, 320))
+    for x in range(0, 640, 2):
+        for y in range(0, 320, 2):
+            noise.paste(checks, (x, y))
+    noise.save(folder / "noise.png")
+    noise.save(folder / "large.png")
     cases = {
         ("--mask", "black.png"): "black.png: the mask of 160 x 120 pixels is black",
         ("--mask", "small.png"): "small.png: a mask of 10 x 10 pixels for a picture of 160 x 120.",
         ("--mask", "bad.json"): "bad.json: Expecting value",
         ("--mask", "list.json"): "list.json: run lengths are given as",
     }
+    cases |= {
+        ("--mask", "digits.json"): "digits.json: Exceeds the limit",
+        ("--mask", "bomb.json"): "bomb.json: run lengths for more than 64,000,000 pixels, but the mask has 160 x 120",
+    }
     for (option, name), message in cases.items():
         assert run_command("draw", photo, option, folder / name, "-o", folder / "out.png") == 1
         assert message in capsys.readouterr().err
+    assert run_command("draw", folder / "large.png", "--mask", folder / "noise.png", "-o", folder / "out.png") == 1
+    assert "have 409,600 corners, more than the limit of 200,000" in capsys.readouterr().err
     for arguments, message in (
         ((photo, "--bbox", "1,2,3,4", "-o", photo), "is the picture itself"),
         ((photo, "--bbox", "1,2,3,4", "-o", folder / "out.gif"), "pictures are written as"),
+        ((photo, "--bbox", "1,2,3,4", "-o", folder / f"{'x' * 300}.png"), "cannot be read or written: File name"),
         ((folder / "no.png", "--bbox", "1,2,3,4", "-o", folder / "out.png"), "no such picture file"),
         ((folder / "bad.json", "--bbox", "1,2,3,4", "-o", folder / "out.png"), "not a picture in a supported format"),
     ):

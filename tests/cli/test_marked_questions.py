@@ -110,6 +110,7 @@ def test_several_marks_and_a_question_that_names_none(workplace: Workplace, here
         (["What?", "--bbox", BOX, "--on", "2"], "--on 2: there is 1 picture"),
         (["What is <bbox1>?", "--bbox", BOX], "the only mark is '<bbox0>'"),
         (["What is <bbox>?", "--bbox", BOX, "--bbox", BOX], "there are 2 marks: write '<bbox0>' to '<bbox1>'"),
+        (["<image> <image> What?", "--bbox", BOX], "the question says '<image>' 2 times, but the pictures are 1."),
         (["What?", "--save-marked", "x.png"], "--save-marked: nothing is marked"),
         (["What?", "--bbox", BOX, "--save-marked", "x.gif"], "pictures are written as .png"),
     ],
@@ -126,7 +127,7 @@ def test_wrong_marks_are_told_before_the_model_is_loaded(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("sightbridge.checkpoints.folder.load_model", load)
-    verbs = ["ask"] if "?" in words[0] and "<bbox" in words[0] else ["ask", "chat"]
+    verbs = ["ask"] if "?" in words[0] and "<" in words[0] else ["ask", "chat"]
     for verb in verbs:
         said = words if verb == "ask" else words[1:]
         assert run_command(verb, workplace.model, workplace.picture, *said) == 1
@@ -165,6 +166,14 @@ def test_marking_in_a_chat(chat: Chat, here: Path, capsys: pytest.CaptureFixture
     assert not ImageChops.difference(load_image(chat.pictures[0].source), marked).getbbox()
     commands.run(":img remove 1")
     assert len(chat.pictures) == 1
+
+
+def test_marks_of_a_chat_are_told_apart(chat: Chat, here: Path) -> None:
+    commands = Commands(chat)
+    commands.run(f":mark 1 bbox={BOX}")
+    commands.run(":mark 1 bbox=1, 1, 40, 40")  # with spaces, as people write
+    assert [mark.phrase for mark in chat.marks] == ["within the red rectangle", "within the lime rectangle"]
+    assert chat.marks[1].region.box == (1, 1, 40, 40)
 
 
 def test_a_marked_picture_is_answered_like_one_that_was_marked_before(workplace: Workplace, chat: Chat) -> None:

@@ -30,6 +30,8 @@ def test_what_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageError, match="cannot write the picture"):
         save_picture(PICTURE, tmp_path / "file" / "a.png")
+    with pytest.raises(ImageError, match=r"a\.webp: WEBP holds 16383 pixels a side, not 20000\. Write it as \.png"):
+        save_picture(Image.new("RGB", (20000, 1)), tmp_path / "a.webp")
     (tmp_path / "old.png").write_bytes(b"old")
     with pytest.raises(OSError, match="cannot write mode"):
         save_picture(Image.new("HSV", (4, 4)), tmp_path / "old.png")

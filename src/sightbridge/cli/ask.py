@@ -143,8 +143,12 @@ def _open_pictures(model: Path, images: list[Path], question: str) -> tuple[int,
     from sightbridge.checkpoints.manifest import read_manifest
     from sightbridge.errors import SettingsError
     from sightbridge.images.load import load_image
+    from sightbridge.text.turns import IMAGE_MARKER
 
     manifest = read_manifest(existing_folder(model.expanduser().resolve()))
     if len(question) < 256 and Path(question).is_file():
         raise SettingsError(f"the last word is the question, but '{question}' is a file. Add a question in quotes.")
+    markers = question.count(IMAGE_MARKER)
+    if markers not in (0, len(images)):
+        raise SettingsError(f"the question says '<image>' {markers} times, but the pictures are {len(images)}.")
     return manifest.settings.image.anchor, [load_image(image) for image in images]

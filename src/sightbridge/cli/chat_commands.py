@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -171,7 +172,8 @@ class Commands:
                 f"':mark 1 bbox=10,20,110,80 shape=arrow', got '{text}'"
             )
         size = load_image(self.chat.picture(int(number)).source).size
-        mark_picture(self.chat, int(number), read_marks(region=[_as_region(where)], size=size), console())
+        marks = read_marks(region=[_as_region(where)], size=size, beside=self.chat.marks)
+        mark_picture(self.chat, int(number), marks, console())
 
     def seed(self, number: str) -> None:
         """Show or set the seed."""
@@ -234,7 +236,7 @@ def _as_region(text: str) -> str:
     import shlex
 
     try:
-        return text if ";" in text else ";".join(shlex.split(text))
+        return text if ";" in text else ";".join(shlex.split(re.sub(r",\s+", ",", text)))
     except ValueError as error:
         raise SettingsError(f":mark: {error} in {text}") from error
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sightbridge.cli.console import console, wide_console
 from sightbridge.cli.inspect_lengths import find_processor, show_lengths
-from sightbridge.errors import DataError, SettingsError
+from sightbridge.errors import DataError, ImageError, SettingsError
 
 if TYPE_CHECKING:
     from sightbridge.data.processor import Processor
@@ -144,7 +144,10 @@ def _save_marked(records: Sequence[Record], chosen: range, epoch: int | None, an
             if marks.name:
                 number = f"{index + 1}-{position + 1}" if len(record.images) > 1 else f"{index + 1}"
                 path = folder / f"record-{number}.png"
-                save_picture(load_image(marks.on(source, anchor)), path)
+                try:
+                    save_picture(load_image(marks.on(source, anchor)), path)
+                except ImageError as error:
+                    raise ImageError(f"{record.where}: {error}") from error
                 out.print(Text("marked picture   ", style="bold").append(str(path), style="not bold"))
 
 

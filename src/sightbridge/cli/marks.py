@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +77,8 @@ ShapeOption = Annotated[
 ColorOption = Annotated[
     str | None,
     typer.Option(
-        help="red, lime, blue, yellow, fuchsia, aqua, orange, purple, gold, '#rrggbb' or r,g,b. \\[default: red]",
+        help="red, lime, blue, yellow, fuchsia, aqua, orange, purple, gold, '#rrggbb' or r,g,b. \\[default: red; the "
+        "next of these for another mark of the same shape]",
         show_default=False,
         rich_help_panel=_LOOKS,
     ),
@@ -119,11 +122,13 @@ def read_marks(
     alpha: float | None = None,
     as_trained: bool = False,
     size: tuple[int, int] | None = None,
+    beside: Sequence[Mark] = (),
 ) -> list[Mark]:
     """Return the marks that the options above describe, in their order; an empty list if there is none.
 
     What is not given is as in ViP-LLaVA's evaluation (fixed width, half transparent), or, ``as_trained``, left to
-    chance as in its training. ``size`` is the picture's width and height, which a mask file must have too.
+    chance as in its training; colours tell marks of one shape apart, also those ``beside`` which they will stand.
+    ``size`` is the picture's width and height, which a mask file must have too.
     Raises ``SettingsError`` or ``DataError`` in one line for anything that is no mark.
     """
     places: Fields = {
@@ -143,7 +148,9 @@ def read_marks(
     written = [*alone, *(parse_fields(text) for text in region or [])]
     if not written and style:
         raise SettingsError(f"--{next(iter(style))} says how to mark, but not where. Add --bbox, --polygon or --mask.")
-    return [_make_mark(style | fields, as_trained, size) for fields in written]
+    described = [style | fields for fields in written]
+    _colour_apart(described, beside)
+    return [_make_mark(fields, as_trained, size) for fields in described]
 
 
 def parse_fields(text: str) -> Fields:
@@ -164,16 +171,35 @@ def parse_fields(text: str) -> Fields:
     return fields
 
 
+def _colour_apart(described: list[Fields], beside: Sequence[Mark]) -> None:
+    """Give each mark of open colour the first one by name that no other mark of its shape has; there are nine.
+
+    Two red rectangles would both be called "within the red rectangle".
+    """
+    from sightbridge.visual_prompts import COLOURS, parse_colour
+
+    taken = {(mark.shape, mark.colour_name) for mark in beside}
+    taken |= {(_shape_of(fields), parse_colour(fields["color"][0])[1]) for fields in described if "color" in fields}
+    for fields in described:
+        if "color" not in fields:
+            shape = _shape_of(fields)
+            fields["color"] = [next((name for name in COLOURS if (shape, name) not in taken), "red")]
+            taken.add((shape, fields["color"][0]))
+
+
+def _shape_of(fields: Fields) -> str:
+    default_shape = "scribble" if fields.get("stroke") else "rectangle"
+    return fields.get("shape", [default_shape])[0].lower().replace("-", " ").replace("_", " ")
+
+
 def _make_mark(fields: Fields, as_trained: bool, size: tuple[int, int] | None) -> Mark:
     from sightbridge.visual_prompts import Mark, parse_colour
 
     region = _make_region(fields, size)
-    default_shape = "scribble" if region.strokes else "rectangle"
-    shape = fields.get("shape", [default_shape])[0].lower().replace("-", " ").replace("_", " ")
-    colour, colour_name = parse_colour(fields.get("color", ["red"])[0])
+    colour, colour_name = parse_colour(fields["color"][0])
     width = _read_number(fields["width"][0], "width") if "width" in fields else None
     alpha = _read_alpha(fields["alpha"][0]) if "alpha" in fields else (None if as_trained else DEFAULT_ALPHA)
-    return Mark(region, shape, colour, colour_name, width, alpha, constant=not as_trained)  # pyright: ignore
+    return Mark(region, _shape_of(fields), colour, colour_name, width, alpha, constant=not as_trained)  # pyright: ignore
 
 
 def _make_region(fields: Fields, size: tuple[int, int] | None) -> Region:
@@ -208,7 +234,7 @@ def _read_mask(path: Path, size: tuple[int, int] | None) -> Region:
         if size and mask.size != size:
             raise DataError(f"a mask of {mask.width} x {mask.height} pixels for a picture of {size[0]} x {size[1]}.")
         return region_from_mask(mask)
-    except (DataError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (DataError, ValueError, RecursionError) as error:  # damaged JSON, too deep, or a number of 5000 digits
         raise DataError(f"{path}: {error}") from error
 
 
@@ -227,14 +253,17 @@ def _read_line(text: str, what: str) -> tuple[float, ...]:
 
 
 def _read_numbers(text: str, what: str) -> tuple[float, ...]:
-    return tuple(_read_number(part, what) for part in text.replace(" ", "").split(","))
+    return tuple(_read_number(part, what) for part in text.split(","))
 
 
 def _read_number(text: str, what: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise SettingsError(f"{what}: '{text}' is not a number.") from None
+    if not math.isfinite(number):
+        raise SettingsError(f"{what}: '{text}' is no finite number.")
+    return number
 
 
 def _read_alpha(text: str) -> int:

@@ -53,7 +53,7 @@ def _read_places(file: Path) -> list[tuple[tuple[float, float, float, float], tu
             places.append(((left, top, right, bottom), tuple(flat for flat in outline if len(flat) >= 8)))
     except OSError as error:
         raise ImageError(f"{file}: cannot read the file of boxes: {error.strerror or error}.") from error
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
+    except (ValueError, OverflowError, RecursionError, KeyError, TypeError) as error:
         raise ImageError(f"{file}: not a file of 'boxes' and 'segms' ({type(error).__name__}: {error}).") from error
     return places
 

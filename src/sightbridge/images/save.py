@@ -12,6 +12,8 @@ from sightbridge.errors import ImageError
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Formats that are written, by the end of the file's name."""
+LONGEST_SIDE = {"WEBP": 16383, "JPEG": 65500}
+"""Pixels that a format, or its library, has room for in width and height; PNG has for any picture here."""
 
 
 def check_suffix(path: Path) -> str:
@@ -26,8 +28,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
     Raises ``ImageError`` for an unknown ending, or for a place that cannot be written to.
     """
-    encoded = io.BytesIO()
-    picture.save(encoded, check_suffix(path), quality=95)
+    encoded, kind = io.BytesIO(), check_suffix(path)
+    longest = LONGEST_SIDE.get(kind)
+    if longest and max(picture.size) > longest:
+        raise ImageError(f"{path}: {kind} holds {longest} pixels a side, not {max(picture.size)}. Write it as .png.")
+    picture.save(encoded, kind, quality=95)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ from sightbridge.visual_prompts.region import Region
 
 MAX_PIXELS = 64_000_000
 """Bound on width x height of a mask; it takes a byte for each."""
+MAX_CORNERS = 200_000
+"""Bound on the corners of a mask's outlines: a shape has thousands, noise has millions, which take minutes to draw."""
 
 
 def region_from_mask(mask: Image.Image, label: str = "", image: int = 0) -> Region:
@@ -55,10 +57,9 @@ def decode_rle(rle: Mapping[str, Any]) -> Image.Image:
         counts = _read_counts(counts if isinstance(counts, bytes) else counts.encode("ascii", "replace"))
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise DataError("'counts' of run lengths are neither a list of numbers from 0 on nor COCO's string of them.")
-    if sum(counts) != height * width:
-        raise DataError(
-            f"run lengths for {sum(counts)} pixels, but the mask has {width} x {height} = {width * height}."
-        )
+    if (total := sum(counts)) != height * width:
+        said = total if total <= MAX_PIXELS else f"more than {MAX_PIXELS:,}"
+        raise DataError(f"run lengths for {said} pixels, but the mask has {width} x {height} = {width * height}.")
     pixels = b"".join((b"\0", b"\xff")[index % 2] * count for index, count in enumerate(counts))
     return Image.frombytes("L", (height, width), pixels).transpose(Image.Transpose.TRANSPOSE)
 
@@ -94,6 +95,11 @@ def trace(mask: Image.Image) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple
     corner only (a corner of two outlines). Along every row, and along every column, corners are ends of edges in turn.
     """
     corners = _find_corners(mask)
+    if len(corners) > MAX_CORNERS:
+        raise DataError(
+            f"the outlines of the mask of {mask.width} x {mask.height} pixels have {len(corners):,} corners, more than "
+            f"the limit of {MAX_CORNERS:,}: it looks like noise."
+        )
     by_column = sorted(range(len(corners)), key=lambda index: corners[index])
     down = {}
     for first, second in zip(by_column[::2], by_column[1::2], strict=True):

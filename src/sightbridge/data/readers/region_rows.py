@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,11 @@ REGION_KEYS = (*BOX_KEYS, *POLYGON_KEYS, *WISH_KEYS, PICTURE_KEY)
 """Keys of a row about its regions."""
 
 BOX = "[left, top, right, bottom] in pixels"
+LARGEST = sys.float_info.max
+"""JSON may write whole numbers that are larger, and NaN, which is not between anything."""
 MAX_OPTIONS = 26
+MAX_POINTS = 100_000
+"""Bound on the points of a region's polygons: outlines have hundreds, and a million take a minute to fill."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ class RegionRow:
     def box(self, value: Any, key: str) -> Box:
         """One box."""
         if not _are_numbers(value) or len(value) != 4:
-            raise self.wrong(key, f"expected a box {BOX}, got {value!r}")
+            raise self.wrong(key, f"expected a box {BOX}, got {_shortened(value)}")
         left, top, right, bottom = map(float, value)
         if right < left or bottom < top:
             raise self.wrong(
-                key, f"the box {value} ends before it begins. Expected {BOX}; is it left, top, width, height?"
+                key, f"the box {value} ends before it begins. Expected {BOX}, not left, top, width, height"
             )
         return left, top, right, bottom
 
@@ -87,7 +91,7 @@ class RegionRow:
         if key is None:
             return [NO_OUTLINE] * count
         value = take(self.row, key, (list, dict), self.where, "polygons [x1, y1, x2, y2, ...] of every box")
-        if key == "segmentation" and count == 1 and (isinstance(value, dict) or _depth(value) < 3):
+        if count == 1 and (isinstance(value, dict) or (key == "segmentation" and _depth(value) < 3)):
             value = [value]  # said of the only box, without a list around it
         if len(value) != count:
             raise self.wrong(key, f"expected the polygons of {_boxes(count)}, got those of {len(value)}")
@@ -104,6 +108,8 @@ class RegionRow:
         polygons: Any = [] if value is None else [value] if is_flat else value
         if not isinstance(polygons, list) or not all(_are_numbers(one) and len(one) % 2 == 0 for one in polygons):
             raise self.wrong(key, "expected polygons [x1, y1, x2, y2, ...] in pixels, COCO's run lengths, or null")
+        if (points := sum(map(len, polygons)) // 2) > MAX_POINTS:
+            raise self.wrong(key, f"a region of {points:,} points is more than the limit of {MAX_POINTS:,}")
         return tuple(tuple(map(float, polygon)) for polygon in polygons), ()
 
     def wishes(self, count: int) -> tuple[Wish, ...]:
@@ -130,7 +136,7 @@ class RegionRow:
                     raise DataError(f"expected a number as '{key}', got {value!r}.")
             if alpha is not None and not isinstance(alpha, int):
                 raise DataError(f"expected a whole number from 0, invisible, to 255 as 'alpha', got {alpha!r}.")
-            Mark(Region((0, 0, 0, 0)), wish.shape or "rectangle", width=width, alpha=alpha)
+            Mark(Region((0, 0, 0, 0)), "rectangle" if shape is None else shape, width=width, alpha=alpha)
         except DataError as error:
             raise DataError(f"{self.where}: {error}") from error
         return wish
@@ -203,8 +209,13 @@ class RegionRow:
 def _are_numbers(value: Any) -> TypeGuard[list[float]]:
     """Whether it is a list of finite numbers."""
     return isinstance(value, list) and all(
-        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value
+        isinstance(n, int | float) and not isinstance(n, bool) and -LARGEST <= n <= LARGEST for n in value
     )
+
+
+def _shortened(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) < 200 else f"{said[:200]}..."
 
 
 def _boxes(count: int) -> str:

@@ -18,6 +18,7 @@ The rows of ViP-LLaVA's six data sets have no conversation, or one written by GP
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,6 +45,9 @@ from sightbridge.errors import DataError, SettingsError, nearest
 from sightbridge.images.load import ImageSource
 from sightbridge.text.turns import IMAGE_MARKER
 from sightbridge.visual_prompts import SHAPES
+
+MISSPELT = re.compile(r"<\s*bbox[^<>]{0,20}>", re.IGNORECASE)
+"""What somebody wrote who meant a placeholder: ``<BBOX0>``, ``<bbox 1>``, ``<bbox-1>``."""
 
 FIDELITIES = ("corrected", "exact")
 """Whether region data is as it was meant to be, or exactly as ViP-LLaVA's code made it, slips included."""
@@ -130,6 +134,10 @@ def _with_marker(row: Row, images: Sequence[ImageSource]) -> Row:
 def _check_placeholders(record: Record, count: int) -> None:
     """Every ``<bbox0>`` needs its box."""
     for turn in record.turns:
+        if count and (slip := MISSPELT.search(PLACEHOLDER.sub("", turn.text or ""))):
+            raise DataError(
+                f"{record.where}: says '{slip[0]}', which stands for no box. Write '<bbox0>', '<bbox1>', ..."
+            )
         for found in PLACEHOLDER.finditer(turn.text or ""):
             if count == 0:
                 raise DataError(f"{record.where}: says '{found[0]}', but has no 'bbox' or 'bboxes'.")
@@ -225,7 +233,7 @@ def _count(row_of: RegionRow, exact: bool = False, alpha: int | None = None) -> 
 def _exactly(row_of: RegionRow, count: int) -> Sequence:
     regions = row_of.regions()
     if len(regions) != count:
-        raise row_of.wrong("bboxes", f"expected {count}, got {len(regions)}")
+        raise row_of.wrong("bboxes", f"expected {count} box{'es' * (count != 1)}, got {len(regions)}")
     return regions
 
 
