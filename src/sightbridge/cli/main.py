@@ -57,6 +57,8 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
 
 OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Errors that nobody could have checked for beforehand: no permission, or no space on the disk."""
+OF_THE_PATH = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a path that was given: a file where a folder should be, a name too long for the disk."""
 
 
 class _InOrder(TyperGroup):
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SightbridgeError as error:
         _fail(str(error), debug)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE + OF_THE_PATH:
             _fail(f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", debug)
         first_line = str(error).strip().partition("\n")[0]
         again = "" if debug else " (unexpected; add --debug to the command to see where it comes from)"
