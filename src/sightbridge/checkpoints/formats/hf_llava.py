@@ -17,7 +17,6 @@ from sightbridge.checkpoints.formats.llava import (
     family,
     family_template,
     folder_of,
-    read_json,
     template_note,
     tokenizer_folder,
 )
@@ -37,6 +36,7 @@ from sightbridge.checkpoints.formats.llava_parts import (
 )
 from sightbridge.checkpoints.key_map import JoinedWeights
 from sightbridge.checkpoints.sources.base import Weights
+from sightbridge.checkpoints.sources.containers import read_json
 from sightbridge.errors import CheckpointError
 
 PROJECTOR = "multi_modal_projector."

@@ -8,7 +8,6 @@ configuration then says which one it was (haotian-liu/LLaVA and WisconsinAIVisio
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from sightbridge.checkpoints.formats.llava_parts import (
 )
 from sightbridge.checkpoints.key_map import JoinedWeights
 from sightbridge.checkpoints.sources.base import Weights
+from sightbridge.checkpoints.sources.containers import read_json
 from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.errors import CheckpointError
 
@@ -265,17 +265,6 @@ def config_of(weights: Weights) -> dict[str, Any]:
             "it looks through. Give the whole folder."
         )
     return weights.config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected an object with names and values.")
-    return content
 
 
 LLAVA = Format("llava", "LLaVA or ViP-LLaVA, a folder in the original layout", is_whole, read_whole)
