@@ -44,7 +44,7 @@ PIPELINE = {
     "final_layernorm": "llm_model.transformer.ln_f",
     "lm_head": "llm_model.lm_head",
 }
-"""Modules of a pipeline's layers (models/minigpt4qwen_models/minigpt4qwen_pipe.py), and their names in the whole model."""
+"""Modules of a pipeline's layers (minigpt4qwen_models/minigpt4qwen_pipe.py), and what the whole model calls them."""
 
 
 def matches(weights: Weights) -> bool:
