@@ -7,7 +7,7 @@ from PIL import Image
 
 from sightbridge.errors import DataError
 from sightbridge.training.charts import LEARNING_RATES, Panel, draw_panels, run_panels
-from sightbridge.training.report import read_lines, write_run_report
+from sightbridge.training.report import read_lines, tables_of_parts, write_run_report
 
 TRAIN = {"kind": "train", "samples_per_second": 10.0, "memory_gb": 0.5}
 HISTORY = [
@@ -52,6 +52,53 @@ def test_what_is_not_a_number_has_no_point():
 def test_a_drawing_is_a_png_of_the_grids_size():
     small, large = (Image.open(io.BytesIO(draw_panels(run_panels(HISTORY), n))) for n in (1, 3))
     assert small.format == "PNG" and small.height == 3 * large.height and large.width == 3 * small.width
+
+
+def test_curves_and_panels_are_told_apart(monkeypatch: pytest.MonkeyPatch):
+    from matplotlib.axes import Axes
+
+    drawn, hidden = [], []
+    monkeypatch.setattr(
+        Axes,
+        "legend",
+        lambda axes, **_: drawn.append([(line.get_color(), line.get_linestyle()) for line in axes.lines]),
+    )
+    monkeypatch.setattr(Axes, "set_axis_off", lambda axes: hidden.append(axes))
+    curves = {name: [(2, 0.5), (4, 0.25)] for name in ("all", *map(str, range(30)))}
+    draw_panels([Panel("accuracy", curves), Panel("loss", {"": [(2, 0.5)]}), Panel("rate", {"": [(2, 0.5)]})])
+    (looks,) = drawn
+    assert len(set(looks)) == len(looks) == 31 and len({colour for colour, _ in looks[:9]}) == 9
+    assert len(hidden) == 1  # the fourth place in the grid
+
+
+MARKED = {"accuracy": 0.75, "accuracy/arrow": 1.0, "accuracy/mask": 0.5}
+UNMARKED = {"unmarked_accuracy": 0.25, "unmarked_accuracy/arrow": 0.0, "unmarked_accuracy/mask": 0.5}
+
+
+def test_what_is_measured_in_parts_is_a_table():
+    assert tables_of_parts(HISTORY) == [] and tables_of_parts(HISTORY[:2]) == []
+    start = {"kind": "evaluation", "step": 0, "accuracy": 0.25, "accuracy/arrow": 0.5}
+    (table,) = tables_of_parts([start, {"kind": "evaluation", "step": 9, **MARKED, "validation_loss": 1.0}])
+    assert table.columns == ("accuracy, step 0", "accuracy, step 9")
+    assert table.rows == (("all", ("0.250", "0.750")), ("arrow", ("0.500", "1.000")), ("mask", ("", "0.500")))
+
+
+def test_marks_stand_beside_what_they_are_worth(tmp_path: Path):
+    line = {"kind": "evaluation", "step": 9, **MARKED, **UNMARKED, "bleu_4": 0.5, "bleu_4/de": 0.5}
+    table, languages = tables_of_parts([line])
+    assert table.columns == ("accuracy", "unmarked accuracy", "accuracy, difference")
+    assert [cells for _, cells in table.rows] == [
+        ("0.750", "0.250", "+0.500"),
+        ("1.000", "0.000", "+1.000"),
+        ("0.500", "0.500", "+0.000"),
+    ]
+    assert (languages.columns, [name for name, _ in languages.rows]) == (("bleu 4",), ["all", "de"])
+    folder = make_run(tmp_path / "run")
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    html = write_run_report(folder).read_text("utf-8")
+    assert html.count('class="card"') == 7, "the whole has a tile, its parts have the table"
+    assert "<td>arrow</td>" in html and "+1.000" in html
 
 
 def make_run(folder: Path) -> Path:

@@ -10,6 +10,9 @@ from sightbridge.config.base import Settings
 
 Metric = Literal["accuracy", "cider", "bleu_4", "rouge_l"]
 
+UNMARKED = "unmarked_"
+"""Begins the names of values that were measured without the marks on the pictures."""
+
 
 class EvaluationSettings(Settings):
     """Which answers are made and what they are measured by, besides the validation loss."""

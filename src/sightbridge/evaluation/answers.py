@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sightbridge.config.evaluation import EvaluationSettings
+from sightbridge.config.evaluation import UNMARKED, EvaluationSettings
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
@@ -17,9 +17,6 @@ from sightbridge.models.vlm import VisionLanguageModel
 
 Measure = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 """Of one answer per record and the true ones (at least one each); higher is better."""
-
-UNMARKED = "unmarked_"
-"""Begins the names of values that were measured without the marks on the pictures."""
 
 
 def accuracy(said: Sequence[str], truths: Sequence[Sequence[str]]) -> float:

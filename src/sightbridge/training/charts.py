@@ -5,11 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, product
 from typing import Any
 
 INK, SOFT, LINE = "#1c2430", "#5d6878", "#dfe4ea"
-COLOURS = ("#1f6feb", "#d9730d", "#1a7f4b", "#8e44ad", "#c0392b", "#5d6878")
-PANEL_INCHES = (5.2, 2.5)
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#882255", "#8c96a3")
+"""Told apart by all kinds of eyes (Okabe and Ito, https://jfly.uni-koeln.de/color/; wine for yellow, pale on white)."""
+STYLES = ("o-", "s--", "^:", "D-.")
+"""What tells the ninth curve from the first: markers, where points are few, and lines."""
+ALL = "all"
+"""The curve of the whole among those of its parts."""
+PANEL_INCHES, LEGEND_INCHES = (5.2, 2.5), 1.25
+MANY = 4
+"""With more curves than this, their names stand beside the axes, where they hide none."""
 LEARNING_RATES = "learning rate"
 
 Points = list[tuple[int, float]]
@@ -36,7 +44,7 @@ def run_panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
         panels.append(Panel(f"loss: {name}", curves))
     for key in [key for key in evaluated if key.partition("/")[0] not in evaluated or "/" not in key]:
         shares = {name.removeprefix(f"{key}/"): evaluated[name] for name in evaluated if name.startswith(f"{key}/")}
-        panels.append(Panel(key.replace("_", " "), {"all" if shares else "": evaluated[key], **shares}))
+        panels.append(Panel(key.replace("_", " "), {ALL if shares else "": evaluated[key], **shares}))
     rates = {key.removeprefix("lr/"): trained.pop(key) for key in list(trained) if key.startswith("lr/")}
     panels.append(Panel(LEARNING_RATES, _one_of_equals(rates)))
     panels += [Panel(key.replace("_", " "), {"": curve}, (0.0, None)) for key, curve in trained.items()]
@@ -56,21 +64,25 @@ def draw_panels(panels: Sequence[Panel], columns: int = 2, dpi: int = 110) -> by
     figure.subplots_adjust(
         left=0.6 / width, right=1 - 0.15 / width, top=1 - 0.3 / height, bottom=0.3 / height, hspace=0.4, wspace=0.2
     )
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, panel in zip(grid, panels, strict=False):
-        _draw(axes, panel)
-    for axes in list(grid)[len(panels) :]:
+        _draw(axes, panel, LEGEND_INCHES / width)
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
 
 
-def _draw(axes: Any, panel: Panel) -> None:
+def _draw(axes: Any, panel: Panel, legend_width: float) -> None:
+    """Draw a panel; ``legend_width``, as a part of the figure's, is what many names take from the axes."""
     curves = {name: points for name, points in panel.curves.items() if points}
-    for colour, (name, points) in zip(COLOURS * (1 + len(curves) // len(COLOURS)), curves.items(), strict=False):
+    looks = cycle(product(STYLES, COLOURS))
+    for name, points in curves.items():
+        style, colour = ("o-", INK) if name == ALL else next(looks)
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, label=name, linewidth=1.8, marker="o" if len(points) < 12 else None)
+        style = style if len(points) < 12 else style[1:]
+        axes.plot(steps, values, style, color=colour, label=name, linewidth=2.6 if name == ALL else 1.6, markersize=5)
     axes.set_title(panel.title, loc="left", fontsize=11, color=INK, fontweight="bold")
     axes.set_ylim(*panel.bounds)
     axes.tick_params(colors=SOFT, labelsize=8)
@@ -79,7 +91,13 @@ def _draw(axes: Any, panel: Panel) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(LINE)
-    if len(curves) > 1:
+    steps = [step for points in curves.values() for step, _ in points]
+    axes.locator_params("x", nbins=6, integer=True, min_n_ticks=min(5, 1 + max(steps) - min(steps)))
+    if len(curves) > MANY:
+        place = axes.get_position()
+        axes.set_position((place.x0, place.y0, place.width - legend_width, place.height))
+        axes.legend(fontsize=8, frameon=False, labelcolor=SOFT, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    elif len(curves) > 1:
         axes.legend(fontsize=8, frameon=False, labelcolor=SOFT)
 
 
