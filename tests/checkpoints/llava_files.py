@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sightbridge.batch import Batch
 from sightbridge.checkpoints.formats import Found, detect
@@ -24,6 +25,7 @@ MODELS = GOLDEN / "models"
 IMAGE_MARKER = -200
 TOKENS = 16
 """Slots of a picture of 56 pixels."""
+GREEDY_LENGTH = 8
 TWO_HEADS = {"vision_tower": {"config": {"num_attention_heads": 2}}}
 """What no file says of the tiny tower."""
 
@@ -91,7 +93,8 @@ def model_of(found: Found, *changes: dict[str, Any], given: str = "nothing") -> 
         part = next(part for part in places if name.startswith(part))
         state[places[part] + name.removeprefix(part)] = found.weights.read(name)
     missing, left = model.load_state_dict(state, strict=False)
-    aliases = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # T5's, of the table that was loaded
+    aliases: tuple[str, ...] = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # T5's one table
+    aliases += () if model.language_model.has_own_head else ("lm_head.weight",)
     assert [name for name in missing if not name.endswith(aliases) and not name.startswith(given)] == []
     assert [name for name in left if not name.startswith("vision_tower.model.")] == []
     model.language_model.assert_heads_untied()
@@ -104,18 +107,47 @@ def recorded(kind: str, name: str) -> dict[str, Tensor]:
     return {key: torch.from_numpy(values[key]) for key in values.files if values[key].dtype.kind != "U"}
 
 
-def batch_at_markers(ids: Tensor, mask: Tensor, pictures: Tensor, labels: Tensor | None = None) -> Batch:
+def batch_at_markers(
+    ids: Tensor,
+    mask: Tensor,
+    pictures: Tensor,
+    labels: Tensor | None = None,
+    tokens: int = TOKENS,
+    padding_side: str = "right",
+) -> Batch:
     """Rows in which each marker of a picture becomes its slots; pictures of rows without one are stand-ins."""
     rows = [row[kept] for row, kept in zip(ids, mask.bool(), strict=True)]
-    rows = [row.repeat_interleave(torch.where(row == IMAGE_MARKER, TOKENS, 1)) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    rows = [row.repeat_interleave(torch.where(row == IMAGE_MARKER, tokens, 1)) for row in rows]
+    padded = pad_sequence(rows, batch_first=True, padding_side=padding_side)
     slots = padded == IMAGE_MARKER
-    images = slots.sum(dim=1) // TOKENS
+    images = slots.sum(dim=1) // tokens
+    is_stand_in = len(pictures) == len(rows)
     return Batch(
         input_ids=padded.masked_fill(slots, 0),
-        attention_mask=torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        attention_mask=pad_sequence(
+            [torch.ones_like(row) for row in rows], batch_first=True, padding_side=padding_side
+        ),
         image_slots=slots,
         images_per_row=images,
-        pixel_values=pictures[images > 0],
+        pixel_values=pictures[images > 0] if is_stand_in else pictures,
         labels=labels,
     )
+
+
+def check_logits(what: str, model: VisionLanguageModel, golden: dict[str, Tensor], vocabulary: int) -> None:
+    """Compare the logits that predict targets, and the mean loss, with those recorded of a vocabulary."""
+    labels = golden.get("spliced_labels", golden["labels"])
+    batch = batch_at_markers(golden["input_ids"], golden["attention_mask"], golden["pixel_values"], labels)
+    with torch.no_grad():
+        logits, loss = model.logits(batch), model(batch)["lm"]
+    grown, logits = logits.shape[-1] > vocabulary, logits[..., :vocabulary]
+    targets = labels != -100
+    if "target_logits" in golden:  # of a decoder, which predicts one position ahead
+        own, theirs = logits[:, :-1][targets[:, 1:]], golden["target_logits"]
+    else:
+        own, theirs = logits[targets], golden["logits"][targets]
+    largest = theirs.abs().max().item()
+    difference, off = (own - theirs).abs().max().item() / largest, abs(loss.sum.item() / loss.count - golden["loss"])
+    print(f"parity {what}: logits {difference:.2e} of their largest ({largest:.2f}), loss {off:.2e}")
+    assert difference <= 2e-5
+    assert grown or off <= 1e-5

@@ -10,6 +10,7 @@ import torch
 from llava_files import (
     TWO_HEADS,
     batch_at_markers,
+    check_logits,
     found_in,
     model_of,
     original,
@@ -37,24 +38,6 @@ LEFTOVERS = {
     "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None],
 }
 """What older versions of transformers and LLaVA also put into such files."""
-
-
-def check_logits(what: str, model: VisionLanguageModel, golden: dict[str, Tensor], vocabulary: int) -> None:
-    """Compare the logits that predict targets, and the mean loss, with the recorded ones."""
-    labels = golden.get("spliced_labels", golden["labels"])
-    batch = batch_at_markers(golden["input_ids"], golden["attention_mask"], golden["pixel_values"], labels)
-    with torch.no_grad():
-        logits, loss = model.logits(batch)[..., :vocabulary], model(batch)["lm"]
-    targets = labels != -100
-    if "target_logits" in golden:  # of a decoder, which predicts one position ahead
-        own, theirs = logits[:, :-1][targets[:, 1:]], golden["target_logits"]
-    else:
-        own, theirs = logits[targets], golden["logits"][targets]
-    largest = theirs.abs().max().item()
-    difference, off = (own - theirs).abs().max().item() / largest, abs(loss.sum.item() / loss.count - golden["loss"])
-    print(f"parity {what}: logits {difference:.2e} of their largest ({largest:.2f}), loss {off:.2e}")
-    assert difference <= 2e-5
-    assert off <= 1e-5
 
 
 def check_generated(what: str, model: VisionLanguageModel, name: str) -> None:
@@ -247,7 +230,7 @@ def tower_of_width(width: int) -> Weights:
         ({"mm_use_im_start_end": True}, "words <im_start> and <im_end> around each picture"),
         ({"image_aspect_ratio": "anyres"}, "trained on tiles of pictures .image_aspect_ratio anyres"),
         ({"mm_patch_merge_type": "spatial_unpad"}, "tiles of pictures .* mm_patch_merge_type spatial_unpad"),
-        ({"model_type": "llava_nonsense"}, "transformers has no language model of type 'nonsense'"),
+        ({"model_type": "llava_nonsense"}, "transformers has no model of type 'nonsense'"),
         ({"model_type": None}, "has no 'model_type', expected llava_llama"),
         ({"num_attention_heads": "many"}, "config.json: transformers refuses the configuration of 'llama'"),
     ],

@@ -23,7 +23,6 @@ from sightbridge.checkpoints.formats.llava import (
 from sightbridge.checkpoints.formats.llava_parts import (
     BRIDGE,
     LANGUAGE_MODEL,
-    NOT_A_MODELS,
     TRAINED_WITH,
     bridge_settings,
     bridge_widths,
@@ -33,6 +32,7 @@ from sightbridge.checkpoints.formats.llava_parts import (
     dtype_of,
     language_model_config,
     map_exactly,
+    part_config,
 )
 from sightbridge.checkpoints.key_map import JoinedWeights
 from sightbridge.checkpoints.sources.base import Weights
@@ -60,7 +60,7 @@ def read_hf_llava(weights: Weights) -> Found:
     if bridge["input_norm"]:
         bridge["input_norm_eps"] = whole.projector_layernorm_eps
     language_model = text_config(mapped, whole)
-    vision = {key: value for key, value in whole.vision_config.to_dict().items() if key not in NOT_A_MODELS}
+    vision = part_config(mapped, whole.vision_config.model_type, whole.vision_config.to_dict())
     layers = whole.vision_feature_layer
     template = family_template(language_model, bridge["input_norm"])
     image, fit_note = image_settings(weights, vision)

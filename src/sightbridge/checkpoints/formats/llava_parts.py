@@ -126,10 +126,17 @@ def count_layers(weights: Weights, prefix: str) -> int:
 
 
 def language_model_config(weights: Weights, model_type: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A whole Hugging Face configuration of the language model, defaults written out, with the vocabulary of its table.
+    """The language model's ``part_config``, with the vocabulary that its table of embeddings has."""
+    names = (f"{LANGUAGE_MODEL}model.embed_tokens.weight", f"{LANGUAGE_MODEL}shared.weight")
+    table = next((name for name in names if name in weights.infos), names[0])
+    return part_config(weights, model_type, options | {"vocab_size": shape_of(weights, table)[0]})
+
+
+def part_config(weights: Weights, model_type: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A whole Hugging Face configuration of one part, defaults written out.
 
     Args:
-        weights: under our names; the table of embeddings says how many words there are.
+        weights: whose it is, for messages.
         model_type: of transformers.
         options: may hold keys of other parts, which are left out.
 
@@ -141,17 +148,14 @@ def language_model_config(weights: Weights, model_type: str, options: dict[str, 
     from sightbridge.models.build import EXTRA_CONFIG_KEYS, make_config
 
     if model_type not in CONFIG_MAPPING:
-        raise CheckpointError(f"{weights.path}: transformers has no language model of type '{model_type}'.")
+        raise CheckpointError(f"{weights.path}: transformers has no model of type '{model_type}'.")
     known = CONFIG_MAPPING[model_type]()
     kept = {key: v for key, v in options.items() if hasattr(known, key) or key in EXTRA_CONFIG_KEYS}
     kept = {key: value for key, value in kept.items() if key not in NOT_A_MODELS}
     if kept.get("decoder_start_token_id") is None:
         kept.pop("decoder_start_token_id", None)
-    names = (f"{LANGUAGE_MODEL}model.embed_tokens.weight", f"{LANGUAGE_MODEL}shared.weight")
-    table = next((name for name in names if name in weights.infos), names[0])
-    kept |= {"model_type": model_type, "vocab_size": shape_of(weights, table)[0]}
     try:
-        config = make_config(kept, "language_model").to_dict()
+        config = make_config(kept | {"model_type": model_type}, "model").to_dict()
     except SettingsError as error:
         raise CheckpointError(f"{weights.path}: config.json: {error}") from error
     return {key: value for key, value in config.items() if key not in NOT_A_MODELS}
