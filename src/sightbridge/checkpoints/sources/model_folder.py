@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from sightbridge.config.model import LanguageModelSettings, ModelSettings, Visio
 from sightbridge.errors import CheckpointError
 from sightbridge.models.build import VISION_CLASSES, find_config
 from sightbridge.models.language_model import build_with_own_head, wants_own_head
-from sightbridge.models.vision_tower import POOLERS, VisionTower, resize_positions
+from sightbridge.models.vision_tower import FINAL_NORMS, POOLERS, VisionTower, resize_positions
 
+EVERYTHING = ("vision_tower", "bridge", "language_model", "adapter")
+"""What a model folder consists of."""
 INNER = "model."
 """In front of every name in the file of a tower or a language model: the module that wraps it keeps it there."""
 
@@ -91,14 +93,15 @@ class FolderWeights(StoredWeights):
 
     Attributes:
         manifest: of the folder.
-        vision_model: transformers' vision model, as large as the tensors are, without weights.
+        vision_model: transformers' vision model, as large as the tensors are, without weights; ``None`` if it was not
+            asked for.
         layers: which of its hidden states are taken, counted from the front; ``None`` for its output.
-        language_model: transformers' language model, likewise; ``None`` for a model of the first stage.
+        language_model: transformers' language model, likewise; ``None`` also for a model of the first stage.
     """
 
     manifest: AnyManifest
-    vision_model: Any
-    layers: list[int] | None
+    vision_model: Any = None
+    layers: list[int] | None = None
     language_model: Any = None
 
     def in_type(self, dtype: torch.dtype) -> FolderWeights:
@@ -115,7 +118,8 @@ class FolderWeights(StoredWeights):
 
     def but(self, changed: Mapping[str, Stored], drop: Iterable[str] = ()) -> FolderWeights:
         """The same with some tensors changed or left out."""
-        stored = {name: value for name, value in (dict(self.stored) | dict(changed)).items() if name not in set(drop)}
+        left_out = set(drop)
+        stored = {name: value for name, value in {**self.stored, **changed}.items() if name not in left_out}
         same = FolderWeights(self.path, self.kind, stored, self.config, self.extra)
         same.__dict__.update({name: value for name, value in self.__dict__.items() if name not in same.__dict__})
         return same
@@ -139,9 +143,25 @@ def open_model_folder(
     check_files(folder, manifest)
     sources = sources or {}
     _check_sources(manifest, sources)
-    weights = FolderWeights(folder, "sightbridge", _open_parts(folder, manifest, sources, parts))
-    weights.manifest = manifest
-    return weights
+    weights = FolderWeights(folder, "sightbridge", {})
+    weights.manifest, settings = manifest, manifest.settings
+    stored: dict[str, Stored] = {}
+    if "vision_tower" in parts:
+        entry, place = manifest.parts["vision_tower"], sources.get("vision_tower")
+        found, weights.vision_model, weights.layers = _open_tower(folder, entry, settings.vision_tower, place)
+        stored |= {f"vision_tower.{name}": tensor for name, tensor in found.items()}
+    if "bridge" in parts:
+        name = "connector" if isinstance(settings, ModelSettings) else "qformer"
+        found = _open_bridge(folder, manifest.parts[name], sources.get(name))
+        stored |= {f"bridge.{name}": tensor for name, tensor in found.items()}
+    if "language_model" in parts and isinstance(settings, ModelSettings):
+        entry, place = manifest.parts["language_model"], sources.get("language_model")
+        found, weights.language_model = _open_language_model(folder, entry, settings.language_model, place)
+        stored |= {f"language_model.{name}": tensor for name, tensor in found.items()}
+    if "adapter" in parts and isinstance(manifest, Manifest) and manifest.adapter:
+        adapter = open_weights(folder / ADAPTER / ADAPTER_WEIGHTS)
+        stored |= {f"adapter.{name}": From(adapter, name) for name in adapter.infos}
+    return weights.but(stored)
 
 
 def _check_sources(manifest: AnyManifest, sources: Mapping[str, str]) -> None:
@@ -275,7 +295,8 @@ def _inner(weights: Weights) -> dict[str, Stored]:
 def match_names(weights: Weights, model: Any, part: str) -> dict[str, Stored]:
     """The tensors that ``model`` has, under its own names and each once.
 
-    Files may have a tower one level deeper (a whole CLIP), or a bare model without its first level (GPT-2, BLOOM).
+    Files may have a tower one level deeper (a whole CLIP), or without the norm behind its last block (LAVIS), or a bare
+    model without its first level (GPT-2, BLOOM).
 
     Raises:
         CheckpointError: some are missing, or have another shape.
@@ -300,7 +321,7 @@ def match_names(weights: Weights, model: Any, part: str) -> dict[str, Stored]:
     missing = [
         name
         for name, tensor in known.items()
-        if id(tensor) not in there and tensor is not head and name.split(".")[0] not in POOLERS
+        if id(tensor) not in there and tensor is not head and name.split(".")[0] not in (*POOLERS, *FINAL_NORMS)
     ]
     if missing:
         raise CheckpointError(f"{weights.path}: lacks {len(missing)} weights of the {part}, such as '{missing[0]}'.")

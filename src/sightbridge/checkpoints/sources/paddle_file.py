@@ -72,7 +72,8 @@ class Array(Stateful):
             case _:
                 raise CheckpointError(f"{path}: damaged: an array without shape, type or numbers.")
         if code not in DTYPES or not dtype.little or not isinstance(payload, bytes | FilePart | LatinText):
-            raise CheckpointError(f"{path}: an array of type '{code[:20]}', not of numbers as weights are.")
+            order = "" if dtype.little else ">"
+            raise CheckpointError(f"{path}: an array of numpy's type '{order}{code[:20]}', which weights are not of.")
         place = Inline(payload) if isinstance(payload, bytes) else payload
         strides = tuple(math.prod(shape[:axis]) for axis in range(len(shape))) if fortran else None
         tensor = FileTensor(path, place, shape, DTYPES[code], strides=strides)

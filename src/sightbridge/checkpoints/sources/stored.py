@@ -125,7 +125,7 @@ class FileTensor:
         for name, numbers in (("shape", self.shape), ("strides", self.strides or ()), ("start", (self.start,))):
             whole = all(type(number) is int and 0 <= number <= MAX_LENGTH for number in numbers)
             if not whole or len(numbers) > MAX_AXES:
-                raise CheckpointError(f"{self.file}: damaged: a tensor has an impossible {name}.")
+                raise CheckpointError(f"{self.file}: damaged: the {name} of a tensor cannot be right.")
         if self.strides is not None and len(self.strides) != len(self.shape):
             raise CheckpointError(f"{self.file}: damaged: a tensor has strides of other axes than its shape.")
         size, extent = math.prod(self.shape) * self.dtype.itemsize, self.extent * self.dtype.itemsize

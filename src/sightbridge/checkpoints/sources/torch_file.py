@@ -65,10 +65,7 @@ def read_legacy(path: Path) -> Any:
             elements = int.from_bytes(stream.read(8), "little")
             if elements * found[key].dtype.itemsize != expected:
                 raise CheckpointError(f"{path}: damaged: a storage is not as long as was said.")
-            try:
-                parts[key] = stream.skip(expected)
-            except EOFError as error:
-                raise CheckpointError(f"{path}: damaged: it ends too early. Was it cut off?") from error
+            parts[key] = stream.skip(expected)
         return unpickle(
             _at_content(file, path), _known(path), lambda pid: _legacy_storage(pid, path, {}, parts)
         )  # again, now that it is known where the storages lie
@@ -165,6 +162,10 @@ def _reference(pid: Any, path: Path) -> tuple[torch.dtype, str, int]:
     match pid:
         case ("storage", torch.dtype() as kind, str() as key, _, int() as count, *_) if count >= 0:
             return kind, key, count
+        case ("storage", Inert() as kind, *_):
+            raise CheckpointError(
+                f"{path}: holds numbers as {kind.what}, which are quantised or of a type not known here. Save dense ones."
+            )
     raise CheckpointError(f"{path}: damaged: it refers to something that is no storage.")
 
 

@@ -63,13 +63,13 @@ class Stream:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file = file
         self.path = path
-        self.end = file.seek(0, io.SEEK_END) if file.seekable() else 0
+        self.end = file.seek(0, io.SEEK_END)
         self.bytes_left = MAX_BYTES
         self.reads_left = MAX_READS
         file.seek(0)
 
     def read(self, size: int) -> bytes:
-        """Exactly ``size`` bytes; raises ``EOFError`` or ``CheckpointError``."""
+        """Exactly ``size`` bytes; raises ``CheckpointError`` if there are fewer, or too many were read before."""
         self.reads_left -= 1
         self.bytes_left -= size
         if self.bytes_left < 0 or self.reads_left < 0:
@@ -78,7 +78,7 @@ class Stream:
             )
         data = self.file.read(size)
         if len(data) < size:
-            raise EOFError
+            raise self.cut_off()
         return data
 
     def readline(self) -> bytes:
@@ -91,12 +91,16 @@ class Stream:
         return line
 
     def skip(self, size: int) -> FilePart:
-        """Leave ``size`` bytes where they are."""
+        """Leave ``size`` bytes where they are; raises ``CheckpointError`` if there are fewer."""
         offset = self.file.tell()
         if size > self.end - offset:
-            raise EOFError
+            raise self.cut_off()
         self.file.seek(size, io.SEEK_CUR)
         return FilePart(self.path, offset, size)
+
+    def cut_off(self) -> CheckpointError:
+        """The error for a file that should go on."""
+        return CheckpointError(f"{self.path}: damaged: it ends too early. Was it cut off while it was copied?")
 
 
 class Unpickler(pickle._Unpickler):
@@ -237,10 +241,6 @@ def unpickle(
         return Unpickler(stream, known, persistent, strict).load()
     except CheckpointError:
         raise
-    except EOFError as error:
-        raise CheckpointError(
-            f"{stream.path}: damaged: it ends too early. Was it cut off while it was copied?"
-        ) from error
     except (
         pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, struct.error,
         TypeError, ValueError,

@@ -35,8 +35,12 @@ def named_tensors(content: Any, path: Path, may_be_empty: bool = False) -> tuple
         CheckpointError: there are none, or some are of a kind that is not read, empty, or without a proper name.
     """
     if not isinstance(content, dict):
-        what = content.what if isinstance(content, Inert) else type(content).__name__
-        raise CheckpointError(f"{path}: holds no tensors by name, but one {what}.")
+        if isinstance(content, Inert):
+            raise CheckpointError(
+                f"{path}: holds no tensors by name, but a whole object of {content.what}, which cannot be read without "
+                "running its code. Load it where it was made, and save its state_dict()."
+            )
+        raise CheckpointError(f"{path}: holds no tensors by name, but a {type(content).__name__}.")
     inner, beside = _unwrap(content)
     tensors: dict[str, Stored] = {}
     for name, value in inner.items():
