@@ -2,6 +2,8 @@
 
     MODEL/sightbridge.json            manifest: settings, parts, hashes (see ``manifest``)
     MODEL/connector.safetensors       one file per stored part
+    MODEL/vision_tower/               Hugging Face folders of parts that were converted or merged, and did not train
+    MODEL/language_model/
     MODEL/adapter/                    a PEFT folder, if the language model has adapters
     MODEL/tokenizer/                  the tokenizer, as transformers saves it
     MODEL/connector_tokenizer/        that of a connector which reads the question too
@@ -34,6 +36,7 @@ from sightbridge.checkpoints.manifest import (
     MANIFEST,
     PARTS,
     TOKENIZER,
+    VISION_TOWER,
     AdapterEntry,
     AnyManifest,
     Manifest,
@@ -190,11 +193,16 @@ def load_any_model(
 
 def load_processor(folder: str | Path) -> Processor:
     """Make the processor of a model folder alone, without reading a weight; raises ``CheckpointError``."""
-    folder = existing_folder(Path(folder).expanduser().resolve())
-    processor = _load_processor(folder, read_manifest(folder))
+    processor = load_any_processor(folder)
     if not isinstance(processor, Processor):
         raise CheckpointError(f"{folder}: {FIRST_STAGE}")
     return processor
+
+
+def load_any_processor(folder: str | Path) -> AnyProcessor:
+    """The same for a model of whatever kind."""
+    folder = existing_folder(Path(folder).expanduser().resolve())
+    return _load_processor(folder, read_manifest(folder))
 
 
 def _manifest(
@@ -209,8 +217,8 @@ def _manifest(
     common: dict[str, Any] = {
         "settings": _portable_settings(model, settings, {name for name, entry in parts.items() if entry.file}),
         "parts": parts,
-        "tokenizer_files": _hash_files(folder / TOKENIZER),
-        "connector_tokenizer_files": _hash_files(folder / CONNECTOR_TOKENIZER),
+        "tokenizer_files": hash_files(folder / TOKENIZER),
+        "connector_tokenizer_files": hash_files(folder / CONNECTOR_TOKENIZER),
         "versions": {"sightbridge": sightbridge.__version__} | {n: version(n) for n in ("torch", "transformers")},
         "provenance": provenance,
     }
@@ -235,6 +243,7 @@ def _check_replaceable(target: Path) -> None:
         MANIFEST,
         ADAPTER,
         LANGUAGE_MODEL,
+        VISION_TOWER,
         TOKENIZER,
         CONNECTOR_TOKENIZER,
         *(f"{name}.safetensors" for name in PARTS),
@@ -348,7 +357,7 @@ def _load_processor(folder: Path, manifest: AnyManifest) -> AnyProcessor:
     )
 
 
-def _hash_files(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in ``folder``."""
     return {
         path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*")) if path.is_file()

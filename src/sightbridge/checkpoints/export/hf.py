@@ -1,0 +1,77 @@
+"""``--to hf``: a folder that plain ``transformers`` loads with ``from_pretrained``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sightbridge.checkpoints.export.adapter import write_hf_adapter
+from sightbridge.checkpoints.export.hf_blip2 import plan_blip2, plan_retrieval
+from sightbridge.checkpoints.export.hf_llava import plan_llava
+from sightbridge.checkpoints.export.hf_plan import Plan
+from sightbridge.checkpoints.export.job import Job, Written, cannot
+from sightbridge.checkpoints.export.pictures import BACKEND_NOTE
+from sightbridge.checkpoints.formats.hf_blip2 import EXTRAS
+from sightbridge.checkpoints.key_map import KeyMap
+from sightbridge.checkpoints.manifest import AnyManifest
+from sightbridge.checkpoints.sources.base import StoredWeights
+from sightbridge.checkpoints.sources.writer import write_safetensors, write_sharded
+from sightbridge.config.model import ModelSettings
+
+
+def hf_parts(manifest: AnyManifest) -> tuple[str, ...]:
+    """A class of transformers holds every part."""
+    return ("vision_tower", "bridge", "language_model", "adapter")
+
+
+def write_hf(job: Job, folder: Path) -> Written:
+    """Write configuration, weights, processor and, unless they were merged, adapters.
+
+    Raises:
+        CheckpointError: transformers has no class for this combination; the message says why.
+    """
+    plan = make_plan(job)
+    adapter = [name for name in plan.weights.infos if name.startswith("adapter.")]
+    inside = plan.weights.but({}, drop=[*adapter, *plan.extras])
+    mapped = KeyMap.named(plan.table).to_theirs(inside)
+    if mapped.unexpected:
+        names = ", ".join(mapped.unexpected[:3])
+        reason = f"{plan.class_name} has no place for {len(mapped.unexpected)} of its weights ({names})"
+        raise cannot(job, plan.class_name, reason, "Its connector can be written with --to projector.")
+    write_config(plan.config, plan.class_name, folder)
+    write_sharded(folder, mapped, on_tensor=job.on_tensor)
+    if plan.extras:
+        beside = StoredWeights(job.folder, "memory", {name: plan.weights.stored[name] for name in plan.extras})
+        write_safetensors(folder / EXTRAS, beside)
+    plan.processor.save_pretrained(folder)
+    if plan.generation:
+        plan.generation.save_pretrained(folder)
+    notes, load = plan.notes, plan.load
+    if adapter:
+        notes += (write_hf_adapter(job, folder, plan.class_name),)
+        load += '\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained(model, f"{FOLDER}/adapter")'
+    return Written(f"`{plan.class_name}` of transformers", load, (*notes, BACKEND_NOTE), plan.tags)
+
+
+def make_plan(job: Job) -> Plan:
+    """Find the class for a model and fill it."""
+    settings = job.manifest.settings
+    if not isinstance(settings, ModelSettings):
+        return plan_retrieval(job)
+    kinds = {"qformer": plan_blip2, "mlp": plan_llava}
+    if settings.connector.kind not in kinds:
+        raise cannot(
+            job,
+            "a class of transformers",
+            f"none has a connector of kind '{settings.connector.kind}' (Blip2 and InstructBlip have a Q-Former, Llava "
+            "and VipLlava an MLP of two layers)",
+            "A linear connector can be written with --to llava or --to projector.",
+        )
+    return kinds[settings.connector.kind](job)
+
+
+def write_config(config: Any, class_name: str, folder: Path) -> None:
+    """Write every value of a configuration, defaults too: they changed between releases of transformers (epsilons)."""
+    config.architectures = [class_name]
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str) + "\n")
