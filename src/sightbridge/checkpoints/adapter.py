@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sightbridge.checkpoints.manifest import AdapterEntry
+from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.checkpoints.weights import file_hash
 from sightbridge.errors import CheckpointError
 from sightbridge.models.lora import adapted_layers, adapter_parameters
@@ -33,15 +35,23 @@ def save_adapter(language_model: nn.Module, source: str | None, folder: Path, tr
     Returns:
         What the manifest says of them.
     """
-    folder.mkdir()
+    model: Any = language_model.model
+    weights = {key: p.detach() for key, p in _by_key(model).items()}
+    return write_adapter(language_model, Weights.of(weights), source, folder, trained)
+
+
+def write_adapter(
+    language_model: nn.Module, weights: Weights, source: str | None, folder: Path, trained: bool
+) -> AdapterEntry:
+    """Like ``save_adapter``, with the ``weights`` of a file; the adapters of ``language_model`` may be empty."""
+    folder.mkdir(exist_ok=True)
     model: Any = language_model.model
     config: dict[str, Any] = {key: sorted(v) if isinstance(v, set) else v for key, v in _config(model).items()}
     config |= {"base_model_name_or_path": source, "inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    weights = _by_key(model)
-    save_file({key: p.detach().cpu().contiguous() for key, p in weights.items()}, folder / ADAPTER_WEIGHTS)
+    save_file({key: weights.read(key).cpu().contiguous() for key in weights.infos}, folder / ADAPTER_WEIGHTS)
     files = {name: file_hash(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    size = sum(p.numel() for p in weights.values())
+    size = sum(math.prod(info.shape) for info in weights.infos.values())
     return AdapterEntry(files=files, layers=len(adapted_layers(model)), parameters=size, trained=trained)
 
 
@@ -73,6 +83,11 @@ def load_adapter(language_model: nn.Module, folder: Path) -> int:
     for key, parameter in wanted.items():
         parameter.copy_(weights[key])
     return sum(parameter.numel() for parameter in wanted.values())
+
+
+def adapter_shapes(language_model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a language model's adapters under the names they have in a PEFT folder."""
+    return {key: tuple(parameter.shape) for key, parameter in _by_key(language_model.model).items()}  # type: ignore[arg-type]
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def read_tree(
     """Read a file of settings laid on its base, which ``find`` looks up by name, and apply ``key=value`` overrides."""
     tree = _read_file(path, (), find)
     for index, override in enumerate(overrides, start=1):
-        tree = _apply(tree, override, f"override {index}")
+        tree = apply_override(tree, override, f"override {index}")
     return tree
 
 
@@ -158,7 +158,8 @@ def _read_text(path: Path) -> str:
         raise SettingsError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
 
 
-def _apply(tree: Given, override: str, where: str) -> Given:
+def apply_override(tree: Given, override: str, where: str) -> Given:
+    """Return ``tree`` with a ``key=value`` in it; raises ``SettingsError`` if ``override`` is not of that form."""
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):

@@ -33,7 +33,7 @@ from sightbridge.errors import CheckpointError, SettingsError, nearest
 from sightbridge.models.connectors import build_connector
 from sightbridge.models.language_model import LanguageModel, build_with_own_head, check_head, wants_own_head
 from sightbridge.models.lora import add_lora
-from sightbridge.models.vision_tower import POOLERS, VisionTower, resize_positions
+from sightbridge.models.vision_tower import VisionTower, is_unused, resize_positions
 from sightbridge.models.vlm import VisionLanguageModel
 
 EMBEDDED = "embedded:"
@@ -166,7 +166,8 @@ def make_part(settings: PartSource, config: Any, auto_class: Any, part: str) -> 
             key_mapping=KEY_MAPPINGS.get(part),
             trust_remote_code=False,  # left open, transformers asks on the terminal, and a pipe may answer "y"
         )
-    missing = sorted(key for key in report["missing_keys"] if key.split(".")[0] not in POOLERS)
+    layers = settings.layers if isinstance(settings, VisionTowerSettings) else "output"
+    missing = sorted(key for key in report["missing_keys"] if not is_unused(key, config, layers))
     if missing:
         raise CheckpointError(
             f"'{source}' lacks {len(missing)} weights of the {part.replace('_', ' ')} ({config.model_type}), "

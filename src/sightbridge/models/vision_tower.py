@@ -161,6 +161,16 @@ def remove_unused(model: Any, layers: list[int] | None) -> None:
         config.num_hidden_layers = len(blocks)
 
 
+def is_unused(name: str, config: Any, layers: list[int] | Literal["output"]) -> bool:
+    """Whether a weight is of a module that ``remove_unused`` deletes for certain: files need not hold it.
+
+    LAVIS' towers have no norm behind their last block.
+    """
+    module = name.split(".")[0]
+    norm_is_unused = layers != "output" or config.model_type == "clip_vision_model"
+    return module in POOLERS or (norm_is_unused and module in FINAL_NORMS)
+
+
 def find_blocks(model: Any) -> nn.ModuleList:
     """Return the list of transformer blocks: the one module list as long as the configuration says."""
     depth = model.config.num_hidden_layers

@@ -216,7 +216,7 @@ def _referenced_tower(
 def _resampled_positions(found: Mapping[str, Stored], config: Any, image_size: int) -> dict[str, Stored]:
     """The position table for pictures of another size, as ``resize_positions`` makes it for the model."""
     embeddings = {name: stored for name, stored in found.items() if name.startswith("embeddings.")}
-    model = _vision_class(config)._from_config(type(config).from_dict({**config.to_dict(), "num_hidden_layers": 0}))
+    model = _build_vision_model(config, num_hidden_layers=0)
     model.load_state_dict({name: stored.read().float() for name, stored in embeddings.items()}, strict=False)
     resized = resize_positions(model, image_size).state_dict()
     return {
@@ -260,16 +260,16 @@ def _open_language_model(
     return found, model
 
 
-def _vision_class(config: Any) -> Any:
-    return VISION_CLASSES.get(config.model_type, AutoModel)
-
-
 def empty_vision_model(config: Any) -> Any:
     """A vision model without weights, all blocks and pooler included."""
-    vision_class = _vision_class(config)
-    build = getattr(vision_class, "from_config", None) or vision_class._from_config
     with torch.device("meta"):
-        return build(type(config).from_dict(config.to_dict()), dtype=torch.float32)
+        return _build_vision_model(config)
+
+
+def _build_vision_model(config: Any, **changes: Any) -> Any:
+    vision_class = VISION_CLASSES.get(config.model_type, AutoModel)
+    build = getattr(vision_class, "from_config", None) or vision_class._from_config
+    return build(type(config).from_dict(config.to_dict() | changes), dtype=torch.float32)
 
 
 def empty_language_model(config: Any) -> Any:

@@ -1,0 +1,54 @@
+"""What tests of converting share: files in their original layouts, tokenizers of any size, settings of tiny models."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from llava_files import original, write_folder
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOWER_HEADS = "vision_tower.config.num_attention_heads=4"
+BLIP2_HEADS = [TOWER_HEADS, "connector.num_heads=4"]
+OPT_HEADS = [*BLIP2_HEADS, "language_model.config.num_attention_heads=4"]
+STAGE1_HEADS = [TOWER_HEADS, "qformer.num_heads=4"]
+LLAVA_HEADS = ["vision_tower.config.num_attention_heads=2"]
+"""What no shape of the tiny models tells."""
+
+
+@cache
+def lavis(name: str) -> dict[str, Any]:
+    """A recorded model of LAVIS': its ``state_dict``, inputs and outputs."""
+    return torch.load(GOLDEN / "lavis" / f"{name}.pt", weights_only=True)
+
+
+def write_lavis(path: Path, name: str, without: tuple[str, ...] = ()) -> Path:
+    """A file as LAVIS' runner saves it, but for the weights whose names begin with one of ``without``."""
+    state: dict[str, Tensor] = {
+        key: tensor for key, tensor in lavis(name)["state_dict"].items() if not key.startswith(without)
+    }
+    torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3}, path)
+    return path
+
+
+def write_llava(folder: Path, name: str, container: str = "safetensors", without: tuple[str, ...] = ()) -> Path:
+    """A folder in LLaVA's original layout: ``vip_tiny`` or ``clipt5_tiny``."""
+    weights, config = original(name)
+    return write_folder(folder, {k: t for k, t in weights.items() if not k.startswith(without)}, config, container)
+
+
+def write_tokenizer(folder: Path, size: int) -> Path:
+    """A tokenizer of ``size`` words, with the special tokens of BERT and of language models."""
+    special = ["<pad>", "<s>", "</s>", "<unk>", "[CLS]", "[SEP]"]
+    words = {word: number for number, word in enumerate([*special, *(f"w{n}" for n in range(size - len(special)))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", **names)
+    fast.save_pretrained(folder)
+    return folder
