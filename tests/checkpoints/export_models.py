@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from sightbridge.checkpoints.connector_text import open_connector_text
 from sightbridge.checkpoints.folder import AnyProcessor, load_any_model, save_model
 from sightbridge.config.model import ModelSettings
 from sightbridge.config.qformer_recipe import QFormerModelSettings
@@ -119,6 +120,7 @@ def make_processor_for(model: Any, settings: ModelSettings) -> Processor:
         settings.image,
         tokens_per_image=model.tokens_per_image,
         encoder_decoder=model.language_model.is_encoder_decoder,
+        connector_text=open_connector_text(settings.connector),
     )
 
 
@@ -131,7 +133,8 @@ def save(
     content.setdefault("image", {"size": 28})
     settings = ModelSettings.model_validate(content)
     model = build_model(settings, seed=seed)
-    shake(model)
+    for name in ("vision_tower", "connector", "language_model"):
+        shake(model.get_submodule(name), getattr(getattr(settings, name), "source", None) is not None)
     save_model(model, make_processor_for(model, settings), settings, folder, trained_parts=trained)
     return load_any_model(folder)
 
@@ -147,11 +150,13 @@ def save_stage1(folder: Path) -> tuple[AnyModel, AnyProcessor]:
     return load_any_model(folder)
 
 
-def shake(model: Any) -> None:
+def shake(part: Any, adapters_only: bool = False) -> None:
     """Give norms, biases, queries and adapters values of their own, as training does; keys' biases stay zero."""
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in part.named_parameters():
+            if adapters_only and "lora_" not in name:
+                continue
             if name.endswith("qkv.bias"):
                 parameter.zero_()
             elif parameter.ndim == 1 or "lora_B" in name or "queries" in name:

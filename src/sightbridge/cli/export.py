@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,45 +10,85 @@ import typer
 from sightbridge.cli.console import console
 from sightbridge.errors import SettingsError, nearest
 
+PROJECTOR = ("projector", "mm_projector")
+"""The target that is one file, and its name in LLaVA's own files."""
+
 
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="What to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A new folder; for a projector a file.", show_default=False)
+    ],
     to: Annotated[
         str,
-        typer.Option(help="mm_projector: the connector alone, as LLaVA saves it.", show_default=False),
+        typer.Option(
+            help="hf: transformers' Blip2, InstructBlip, Llava or VipLlava. lavis, paddle: BLIP-2 there. llava: LLaVA, "
+            "ViP-LLaVA or CLIP-FlanT5 in the original layout. adapter: LoRA for peft. projector: the connector alone.",
+            show_default=False,
+        ),
     ],
+    merge: Annotated[bool, typer.Option("--merge", help="Put LoRA adapters into the weights.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16 for all weights.", show_default=False)
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="PART=FOLDER: where a referenced part lies now. May be repeated.", show_default=False),
+    ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option(help="Of the keys of an mm_projector: model.mm_projector. or mm_projector.", show_default=False),
+        typer.Option(help="Of the keys of a projector: model.mm_projector. or mm_projector.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a model for another project.
+    """Write a model for another project, with a model card that says how to load it there.
 
-    An mm_projector is what LLaVA, ViP-LLaVA and CLIP-FlanT5 keep of their first stage; a name that ends in .safetensors
-    is written as such. 'training.init_from' reads it again.
+    Weights go from file to file one at a time. What the other project has no place for is refused with the reason.
 
     \b
     Examples:
-      sightbridge export runs/llava-pretrain/model mm_projector.bin --to mm_projector
-      sightbridge export runs/clip_flant5-pretrain/model mm_projector.bin --to mm_projector --prefix mm_projector.
+      sightbridge export runs/mine/model exported --to hf
+      sightbridge export runs/mblip/model exported --to hf --merge --dtype bfloat16
+      sightbridge export runs/llava-pretrain/model mm_projector.bin --to projector
     """
+    if to in PROJECTOR:
+        _export_projector(model, out, prefix)
+        return
+    from sightbridge.checkpoints.export import TARGETS, export_model
+
     if to not in TARGETS:
-        known = ", ".join(TARGETS)
-        raise SettingsError(f"--to: unknown target '{to}'. Known: {known}.{nearest(to, list(TARGETS))}")
-    console().print(TARGETS[to](model, out, prefix), markup=False, soft_wrap=True)
+        known = [*TARGETS, *PROJECTOR]
+        raise SettingsError(f"--to: unknown target '{to}'. Known: {', '.join(known)}.{nearest(to, known)}")
+    if prefix is not None:
+        raise SettingsError(f"--prefix: only --to {PROJECTOR[0]} has keys to choose from")
+    with console(stderr=True).status("reading") as status:
+        done = export_model(
+            model,
+            out,
+            to,
+            merge=merge,
+            dtype=dtype,
+            sources=_pairs(source or []),
+            on_tensor=lambda name: status.update(f"writing {name}"),
+        )
+    shown = console()
+    shown.print(f"{done.written.what.replace('`', '')} written to {done.folder}.", markup=False, soft_wrap=True)
+    for note in done.written.notes:
+        shown.print(f"  {note}", markup=False, soft_wrap=True)
 
 
-def to_mm_projector(model: Path, out: Path, prefix: str | None) -> str:
-    """Write the connector of ``model`` into the file ``out``, or into ``out``/mm_projector.bin if that is a folder."""
-    from sightbridge.checkpoints.mm_projector import PREFIXES, export_mm_projector
+def _export_projector(model: Path, out: Path, prefix: str | None) -> None:
+    from sightbridge.checkpoints.export.projector import write_projector
 
-    if prefix is not None and prefix not in PREFIXES:
-        raise SettingsError(f"--prefix: expected {' or '.join(PREFIXES)}, got '{prefix}'")
-    path = out / "mm_projector.bin" if out.is_dir() else out
-    count = export_mm_projector(model, path, prefix or PREFIXES[0])
-    return f"{count:,} weights of the connector written to {path}."
+    path, count = write_projector(model, out, prefix)
+    console().print(f"{count:,} weights of the connector written to {path}.", markup=False, soft_wrap=True)
 
 
-TARGETS: dict[str, Callable[[Path, Path, str | None], str]] = {"mm_projector": to_mm_projector}
-"""What can be written, by the name that ``--to`` gives it."""
+def _pairs(given: list[str]) -> dict[str, str]:
+    """``PART=FOLDER`` by part."""
+    pairs = {}
+    for text in given:
+        part, equals, place = text.partition("=")
+        if not (part and equals and place):
+            raise SettingsError(f"--source: expected PART=FOLDER, such as language_model=/models/opt, got '{text}'")
+        pairs[part] = place
+    return pairs

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import sightbridge
+from sightbridge.checkpoints.export.example import QUESTION, example_prompt, example_text
 from sightbridge.checkpoints.export.job import Job, Written
 from sightbridge.checkpoints.manifest import Manifest
 from sightbridge.config.model import ImageSettings, ModelSettings
 from sightbridge.data.processor import Processor
-from sightbridge.text.render import render
-from sightbridge.text.turns import IMAGE_MARKER, Turn
+from sightbridge.text.turns import IMAGE_MARKER
 
 CARD = "README.md"
-QUESTION = "What is in the picture?"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FITS = {
     "squash": "resized to a square, whatever their shape",
@@ -45,21 +44,6 @@ def write_card(job: Job, written: Written, folder: Path) -> None:
     lines += ["## What to know", "", *(f"- {note}" for note in written.notes), *_licence(job), ""]
     lines += ["## Where it comes from", "", *_provenance(job), ""]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
-
-
-def example_prompt(processor: Processor) -> str:
-    """A question in the model's template, ``<image>`` where the picture goes."""
-    turns = (Turn("user", f"{IMAGE_MARKER}\n{QUESTION}"), Turn("assistant", None))
-    settings = processor.prompt_settings
-    rendered = render(
-        processor.template,
-        turns,
-        images=1,
-        switches=settings.switches,
-        system=settings.system,
-        tokenizer=processor.tokenizer,
-    )
-    return rendered.text
 
 
 def _front_matter(job: Job, written: Written) -> list[str]:
@@ -102,8 +86,7 @@ def _use(job: Job, written: Written) -> list[str]:
     """Lines that ask about a picture, for classes that do."""
     if "ConditionalGeneration` of transformers" not in written.what or not isinstance(job.processor, Processor):
         return []
-    prompt = example_prompt(job.processor)
-    text = prompt if "Llava" in written.what else prompt.replace(IMAGE_MARKER, "").lstrip("\n")
+    text = example_text(job.processor, written.what)
     qformer = []
     if "InstructBlip" in written.what:
         qformer = [f'qformer = processor.qformer_tokenizer({QUESTION!r}, return_tensors="pt")']

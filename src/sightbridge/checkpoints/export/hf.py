@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sightbridge.checkpoints.export.adapter import write_hf_adapter
+from sightbridge.checkpoints.export.example import QUESTION, example_text
 from sightbridge.checkpoints.export.hf_blip2 import plan_blip2, plan_retrieval
 from sightbridge.checkpoints.export.hf_llava import plan_llava
 from sightbridge.checkpoints.export.hf_plan import Plan
@@ -18,6 +22,7 @@ from sightbridge.checkpoints.manifest import AnyManifest
 from sightbridge.checkpoints.sources.base import StoredWeights
 from sightbridge.checkpoints.sources.writer import write_safetensors, write_sharded
 from sightbridge.config.model import ModelSettings
+from sightbridge.data.processor import Processor
 
 
 def hf_parts(manifest: AnyManifest) -> tuple[str, ...]:
@@ -47,7 +52,7 @@ def write_hf(job: Job, folder: Path) -> Written:
     plan.processor.save_pretrained(folder)
     if plan.generation:
         plan.generation.save_pretrained(folder)
-    notes, load = plan.notes, plan.load
+    notes, load = (*plan.notes, *ids_note(job, plan)), plan.load
     if adapter:
         notes += (write_hf_adapter(job, folder, plan.class_name),)
         load += '\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained(model, f"{FOLDER}/adapter")'
@@ -69,6 +74,30 @@ def make_plan(job: Job) -> Plan:
             "A linear connector can be written with --to llava or --to projector.",
         )
     return kinds[settings.connector.kind](job)
+
+
+def ids_note(job: Job, plan: Plan) -> tuple[str, ...]:
+    """Whether the processor of transformers makes the ids of the card's example that the model here was trained with.
+
+    It writes a prompt as one string; templates here may take the stretches around a picture apart, as LLaVA does.
+    """
+    if not isinstance(job.processor, Processor):
+        return ()
+    side = job.processor.image_settings.size
+    blank = Image.new("RGB", (side, side))
+    batch = job.processor.prompt(blank, QUESTION)
+    ours = batch.input_ids.masked_fill(batch.image_slots, plan.config.image_token_index)[0].tolist()
+    prompt = example_text(job.processor, plan.class_name)
+    theirs = plan.processor(images=blank, text=prompt, return_tensors="pt")["input_ids"][0].tolist()
+    if ours == theirs:
+        return ("The processor makes the same ids of the example prompt as the model here is given.",)
+    show = plan.processor.tokenizer.convert_ids_to_tokens
+    changes = SequenceMatcher(a=ours, b=theirs, autojunk=False).get_opcodes()
+    told = [f"{show(ours[a:b])} is {show(theirs[c:d])} there" for kind, a, b, c, d in changes if kind != "equal"]
+    return (
+        "The processor makes other ids of the example prompt than the model here is given, for it writes the prompt as "
+        f"one string: {'; '.join(told[:3])}. For exactly the same answers write `input_ids` yourself.",
+    )
 
 
 def write_config(config: Any, class_name: str, folder: Path) -> None:

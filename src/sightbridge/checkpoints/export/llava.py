@@ -87,7 +87,7 @@ def vision_config(job: Job, settings: ModelSettings) -> dict[str, Any]:
         if layers != vip or not dropped or not norm:
             reason = (
                 f"with several hidden states or a norm in front of the MLP it must be ViP-LLaVA: layers {VIP_LAYERS} "
-                f"of a whole tower, without CLS, behind a LayerNorm (here: {layers} of the {depth} blocks that are there)"
+                f"of a whole tower, without CLS, behind a LayerNorm (here: {layers}, and {depth} blocks are there)"
             )
             raise cannot(job, WHAT, reason, "Try --to hf.")
         named = VIP_TOWER

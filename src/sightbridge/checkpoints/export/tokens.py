@@ -109,18 +109,16 @@ def output_tables(weights: FolderWeights) -> list[str]:
 
 def end_ids(processor: Any) -> list[int]:
     """Ids that end an answer: EOS, special tokens, and texts of the template that are one token (OPT's newline)."""
-    ids = list(processor.eos_ids)
-    for text in processor.stop_strings:
-        spelled = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(spelled) == 1:
-            ids.append(spelled[0])
-    return list(dict.fromkeys(ids))
+    single = [_spelled(processor.tokenizer, text) for text in processor.stop_strings]
+    return list(dict.fromkeys([*processor.eos_ids, *(ids[0] for ids in single if len(ids) == 1)]))
 
 
 def unspelled_ends(processor: Any) -> list[str]:
     """Texts that end an answer here and are several tokens, so that ``stop_strings`` of ``generate`` has to look."""
-    return [
-        text
-        for text in processor.stop_strings
-        if len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) > 1
-    ]
+    return [text for text in processor.stop_strings if len(_spelled(processor.tokenizer, text)) != 1]
+
+
+def _spelled(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text behind a word: at the front, SentencePiece puts the start of a word before it."""
+    before, both = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in ("a", f"a{text}"))
+    return both[len(before) :] if both[: len(before)] == before else both
