@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from llava_files import (
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from sightbridge.checkpoints.convert import convert
+from sightbridge.checkpoints.folder import load_model
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.sources.weights import Weights
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.errors import CheckpointError
 from sightbridge.generation.generate import generate
+from small_models import TOKENIZERS
 
 WORDS, PLACEHOLDER = 60, 59
 VISION = {
@@ -153,6 +157,9 @@ def test_parity_of_recorded_weights_in_the_hubs_layout(tmp_path: Path) -> None:
     assert found.settings["language_model"]["config"]["vocab_size"] == 901
     assert (found.settings["prompt"]["template"], found.settings["image"]["fit"]) == ("llava_v1", "pad")
     check_logits("ViP-LLaVA in the hub's layout", model_of(found), recorded("logits", "vip_v1_legacy"), 900)
+    shutil.copytree(TOKENIZERS / "llama", tmp_path, dirs_exist_ok=True)
+    model, _ = load_model(convert(tmp_path, tmp_path / "ours").folder)
+    check_logits("ViP-LLaVA in the hub's layout, converted", model, recorded("logits", "vip_v1_legacy"), 900)
 
 
 def test_a_configuration_as_short_as_on_the_hub(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def part_config(weights: Weights, model_type: str, options: dict[str, Any]) -> d
     if model_type not in CONFIG_MAPPING:
         raise CheckpointError(f"{weights.path}: transformers has no model of type '{model_type}'.")
     known = CONFIG_MAPPING[model_type]()
-    kept = {key: v for key, v in options.items() if hasattr(known, key) or key in EXTRA_CONFIG_KEYS}
+    kept = {key: v for key, v in options.items() if key in EXTRA_CONFIG_KEYS or hasattr(known, key)}
     kept = {key: value for key, value in kept.items() if key not in NOT_A_MODELS}
     if kept.get("decoder_start_token_id") is None:
         kept.pop("decoder_start_token_id", None)
