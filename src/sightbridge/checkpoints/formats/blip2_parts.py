@@ -1,6 +1,6 @@
 """What the layouts of BLIP-2's family have in common: EVA's tower, a Q-Former, the language models it was made for.
 
-Everything here reads names and shapes of weights under our names, and no weight.
+Everything here reads names and shapes of weights under our names.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from math import isqrt
 from typing import Any, Literal
+
+import torch
 
 from sightbridge.checkpoints.formats.llava_parts import BRIDGE, LANGUAGE_MODEL, TOWER, count_layers, has, shape_of
 from sightbridge.checkpoints.sources.base import Weights
@@ -161,6 +163,19 @@ def prompt_settings(family: str, captioner: bool = False) -> Settings:
     return {"template": "blip2_caption_t5" if captioner else "blip2_plain_t5"}
 
 
+def is_tied(weights: Weights, table: str) -> bool:
+    """Whether the language model's head is its table of embeddings; the one look at weights in this module.
+
+    Files may hold the table once, twice, or have a head that only looks like it: PaddleMIX' OPT need not be tied, and
+    transformers' would silently give it the head's table for its embeddings.
+    """
+    head = f"{LANGUAGE_MODEL}lm_head.weight"
+    if head not in weights.infos:
+        return True
+    same_shape = weights.infos[head].shape == weights.infos[f"{LANGUAGE_MODEL}{table}"].shape
+    return same_shape and torch.equal(weights.read(head), weights.read(f"{LANGUAGE_MODEL}{table}"))
+
+
 def opt_config(weights: Weights) -> Settings:
     """The configuration of an OPT from its shapes."""
     decoder = f"{LANGUAGE_MODEL}model.decoder."
@@ -177,6 +192,7 @@ def opt_config(weights: Weights) -> Settings:
         "max_position_embeddings": positions - 2,  # OPT's tables begin with two rows for padding
         "do_layer_norm_before": f"{decoder}final_layer_norm.weight" in weights.infos,  # all but OPT-350m
         "activation_function": "relu",
+        "tie_word_embeddings": is_tied(weights, "model.decoder.embed_tokens.weight"),
         **known(OPT_HEADS, width, "num_attention_heads"),
     }
 
@@ -209,7 +225,7 @@ def t5_config(weights: Weights, activation: str) -> Settings:
         "dense_act_fn": activation if gated else "relu",
         "is_gated_act": gated,
         "layer_norm_epsilon": 1e-6,
-        "tie_word_embeddings": f"{LANGUAGE_MODEL}lm_head.weight" not in weights.infos,
+        "tie_word_embeddings": is_tied(weights, "shared.weight"),
         "pad_token_id": 0,
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
