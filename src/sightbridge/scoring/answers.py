@@ -46,23 +46,33 @@ class AnswerReader:
         self.processor = copy.copy(processor)
         off = {name: False for name in ANSWER_ALONE if processor.template.resolve()[name]}
         switches = {name: on for name, on in processor.prompt_settings.switches.items() if name not in ANSWER_ALONE}
-        self.processor.prompt_settings = processor.prompt_settings.model_copy(update={"switches": switches | off})
+        self.limits = processor.prompt_settings
+        uncut = {"switches": switches | off, "max_length": None, "max_answer_length": None}
+        self.processor.prompt_settings = processor.prompt_settings.model_copy(update=uncut)
 
     def __call__(self, ask: Ask) -> Line:
         """Read one; raises ``DataError`` for an answer without a token, or a row that is too long."""
         processor, where = self.processor, f"the text {shorten(ask)}"
         turns = (Turn("user", user_text(processor.template, ask.question)), Turn("assistant", as_text(ask.answer)))
         encoded = processor.encode(Record("score", ("",), turns, where=where))
-        if encoded.truncated:
-            raise DataError(
-                f"{where}: its row is {encoded.truncated} positions longer than the "
-                f"{processor.prompt_settings.max_length} that the model takes (prompt.max_length); shorten it"
-            )
+        self._check_length(encoded, where)
         start = 0 if processor.encoder_decoder else 1  # nothing predicts the first position of a decoder-only row
         places = [i for i in range(start, len(encoded.labels)) if encoded.labels[i] != IGNORE_INDEX]
         places = self._scored(places, encoded.labels, where)
         asked = processor.connector_text.ids(turns)[0] if processor.connector_text else []
         return Line(encoded, tuple(encoded.labels[i] for i in places), tuple(places), tuple(asked))
+
+    def _check_length(self, encoded: Encoded, where: str) -> None:
+        """A row that would be cut has no score: its answer would be another."""
+        longest = self.limits.max_length
+        answer = self.limits.max_answer_length or longest
+        if longest and len(encoded.input_ids) > longest:
+            raise DataError(
+                f"{where}: its row has {len(encoded.input_ids)} positions, more than the {longest} that the model "
+                "takes (prompt.max_length); shorten it"
+            )
+        if self.processor.encoder_decoder and answer and len(encoded.labels) > answer:
+            raise DataError(f"{where}: its answer has {len(encoded.labels)} tokens, more than the {answer} that it may")
 
     def _scored(self, places: list[int], labels: list[int], where: str) -> list[int]:
         """Leave out a start token that a tokenizer writes by itself, and the answer's end if it does not count."""

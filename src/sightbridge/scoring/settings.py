@@ -14,7 +14,7 @@ SCORES_VERSION = 1
 
 Kind = Literal["vqascore", "visualgpt", "options", "itm", "itc", "clip"]
 KINDS: dict[Kind, str] = {
-    "vqascore": "how probable the answer 'Yes' is when asked whether the picture shows the text (arXiv 2404.01291)",
+    "vqascore": "how probable the answer to a question about the text is, given the picture (arXiv 2404.01291)",
     "visualgpt": "how probable the text is as a caption of the picture (arXiv 2306.01879)",
     "options": "log-likelihood of each text as the answer to one question",
     "itm": "probability that picture and text match, read together (BLIP-2's first stage)",
