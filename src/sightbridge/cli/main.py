@@ -30,6 +30,7 @@ from sightbridge.cli import (
     predict,
     quickstart,
     recipes,
+    score,
     train,
     version,
 )
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "ask": ask.ask,
     "chat": chat.chat,
     "predict": predict.predict,
+    "score": score.score,
     "merge": merge.merge,
     "export": export.export,
     "features": features.features,
@@ -53,6 +55,8 @@ VERBS: dict[str, Callable[..., None] | typer.Typer] = {
     "version": version.version,
 }
 """Every verb, in the order of the help page."""
+COMMAND_CLASSES = {"score": score.ScoreCommand}
+"""Verbs whose arguments are read in a way of their own."""
 
 
 OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -83,7 +87,7 @@ def build_app() -> typer.Typer:
         if isinstance(verb, typer.Typer):
             app.add_typer(verb, name=name)
         else:
-            app.command(name)(verb)
+            app.command(name, cls=COMMAND_CLASSES.get(name))(verb)
     return app
 
 
