@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 from blip2_files import check, slots_in_front
-from convert_files import (
+from llava_files import check_logits, original, recorded, write_folder
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Blip2VisionModel
+
+from foreign_files import (
     BLIP2_HEADS,
     LLAVA_HEADS,
     OPT_HEADS,
@@ -17,13 +21,8 @@ from convert_files import (
     TOWER_HEADS,
     lavis,
     write_lavis,
-    write_llava,
     write_tokenizer,
 )
-from llava_files import check_logits, recorded
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Blip2VisionModel
-
 from sightbridge.batch import IGNORE_INDEX
 from sightbridge.checkpoints import convert as converting
 from sightbridge.checkpoints.convert import convert
@@ -47,6 +46,11 @@ def convert_lavis(tmp_path: Path, kind: str, **options: Any) -> Path:
     path = write_lavis(tmp_path / "checkpoint.pth", name)
     tokenizer = write_tokenizer(tmp_path / "words", vocabulary)
     return convert(path, tmp_path / "out", tokenizer=str(tokenizer), settings=heads, **options).folder
+
+
+def write_llava(folder: Path, name: str, container: str = "safetensors") -> Path:
+    """A folder in LLaVA's original layout: ``vip_tiny`` or ``clipt5_tiny``."""
+    return write_folder(folder, *original(name), container)
 
 
 def language_model_alone(tmp_path: Path, kind: str) -> Path:

@@ -146,11 +146,13 @@ class Sampled(Weights):
             self._samples[name] = sample(tensor, self._dtypes[name])
         return tensor
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, on_tensor: Callable[[str], None] | None = None) -> str:
         """``weights.fingerprint`` of the part once it is loaded; reads what has not been read yet."""
         for name in self._dtypes:
             if name not in self._samples and name in self.infos and "position" not in name:
                 self.read(name)
+                if on_tensor:
+                    on_tensor(name)
         return hash_samples(self._samples.values())
 
 
@@ -169,21 +171,24 @@ class _Writer:
         self.plan, self.empty, self.work = plan, empty, work
         self.allow_nan, self.max_shard_bytes = allow_nan, max_shard_bytes
         self.progress = progress
-        self.total = sum(info.bytes for weights in plan.weights.values() for info in weights.infos.values())
+        self.weights = dict(plan.weights)
+        for name, part in empty.parts.items():
+            if name not in plan.weights:
+                self.weights[name] = matched(getattr(plan.settings, name).source, part, name)
+        self.total = sum(_bytes(weights) for weights in self.weights.values())
         self.done = 0
 
     def write(self, name: str) -> PartEntry:
         """Write one part, or read what is needed to know the referenced one again; returns its entry."""
-        part = self.empty.parts[name]
-        weights = self.plan.weights.get(name)
-        if weights is None:
-            return self._refer(name, part)
+        part, weights = self.empty.parts[name], self.weights[name]
         before = self.done
-        if part.model is None:
+        if name not in self.plan.weights:
+            entry = self._refer(name, part, weights)
+        elif part.model is None:
             entry = self._write_bridge(name, part, weights)
         else:
             entry = self._write_folder(name, part, weights)
-        self.done = before + sum(info.bytes for info in weights.infos.values())  # of a resumed run, too
+        self.done = before + _bytes(weights)  # what an earlier run had written, too
         return entry
 
     def write_adapter(self, entries: Mapping[str, PartEntry]) -> AdapterEntry | None:
@@ -216,10 +221,10 @@ class _Writer:
         write_config(part.model, folder, getattr(self.plan.settings, name).dtype)
         return self._entry(part, sampled.fingerprint(), f"./{name}", part_dtype(part.module))
 
-    def _refer(self, name: str, part: EmptyPart) -> PartEntry:
+    def _refer(self, name: str, part: EmptyPart, weights: Weights) -> PartEntry:
         source = getattr(self.plan.settings, name).source
-        weights = matched(source, part, name)
-        return self._entry(part, Sampled(weights, _once(part)).fingerprint(), source, part_dtype(part.module))
+        fingerprint = Sampled(weights, _once(part)).fingerprint(self._tell(weights))
+        return self._entry(part, fingerprint, source, part_dtype(part.module))
 
     def _entry(self, part: EmptyPart, fingerprint: str, source: str | None, dtype: str) -> PartEntry:
         count = parameter_count(part.module)
@@ -249,6 +254,10 @@ class _Tensor:
 
     def read(self) -> Tensor:
         return self.weights.read(self.name)
+
+
+def _bytes(weights: Weights) -> int:
+    return sum(info.bytes for info in weights.infos.values())
 
 
 def _chosen(weights: Weights, part: EmptyPart) -> list[str]:

@@ -1,4 +1,4 @@
-"""What tests of converting share: files in their original layouts, tokenizers of any size, settings of tiny models."""
+"""Files of LAVIS with recorded tiny models, tokenizers of any size, and what no shape tells of these models."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llava_files import original, write_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 TOWER_HEADS = "vision_tower.config.num_attention_heads=4"
 BLIP2_HEADS = [TOWER_HEADS, "connector.num_heads=4"]
 OPT_HEADS = [*BLIP2_HEADS, "language_model.config.num_attention_heads=4"]
@@ -34,12 +33,6 @@ def write_lavis(path: Path, name: str, without: tuple[str, ...] = ()) -> Path:
     }
     torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3}, path)
     return path
-
-
-def write_llava(folder: Path, name: str, container: str = "safetensors", without: tuple[str, ...] = ()) -> Path:
-    """A folder in LLaVA's original layout: ``vip_tiny`` or ``clipt5_tiny``."""
-    weights, config = original(name)
-    return write_folder(folder, {k: t for k, t in weights.items() if not k.startswith(without)}, config, container)
 
 
 def write_tokenizer(folder: Path, size: int) -> Path:
