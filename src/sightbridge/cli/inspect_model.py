@@ -1,15 +1,16 @@
-"""``sightbridge inspect model``: what a model folder holds."""
+"""``sightbridge inspect model``: what a model folder, or weights in any other format, hold."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.text import Text
 
-from sightbridge.cli.arguments import ModelArgument
 from sightbridge.cli.console import new_table, show_table, wide_console
+from sightbridge.cli.inspect_weights import show_foreign
 from sightbridge.cli.loading import describe_memory
 from sightbridge.errors import CheckpointError
 
@@ -19,18 +20,37 @@ if TYPE_CHECKING:
     from sightbridge.config.model import ImageSettings
 
 
-def inspect_model(model: ModelArgument) -> None:
-    """Show what a model folder holds, without reading a weight.
+def inspect_model(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder; or a file or folder of weights from LAVIS, LLaVA, Hugging Face, PaddleMIX, ...",
+        ),
+    ],
+) -> None:
+    """Show what a model folder holds, or weights in any other format, without reading a weight.
 
     \b
-    Example:
+    Examples:
       sightbridge inspect model runs/quickstart/model
+      sightbridge inspect model blip2_pretrained_opt2.7b.pth
     """
+    from sightbridge.checkpoints.atomic import existing_folder
     from sightbridge.checkpoints.describe import describe
+    from sightbridge.checkpoints.describe_foreign import describe_foreign
+    from sightbridge.checkpoints.manifest import MANIFEST
+
+    if (existing_folder(model.expanduser()) / MANIFEST).is_file():
+        _show_folder(model, describe(model))
+    else:
+        show_foreign(model, describe_foreign(model.expanduser()))
+
+
+def _show_folder(model: Path, found: ModelDescription) -> None:
     from sightbridge.checkpoints.footprint import footprint
     from sightbridge.checkpoints.manifest import Manifest
 
-    found = describe(model)
     out = wide_console()
     for name, value in _facts(model, found):
         out.print(Text(f"{name:<16} ", style="bold").append(value, style="not bold"))

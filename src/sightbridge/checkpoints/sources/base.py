@@ -16,6 +16,10 @@ LEFT_OUT = "left_out"
 """Key of ``Weights.extra`` for the names of what a file holds besides tensors and plain values."""
 
 
+class NoWeightsError(CheckpointError):
+    """A file is no container of weights at all, or a folder holds none."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """What is known of a tensor before it is read; tensors of one ``file`` are best read together."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sightbridge.checkpoints.sources.base import Stored
+from sightbridge.checkpoints.sources.base import NoWeightsError, Stored
 from sightbridge.checkpoints.sources.paddle_file import read_paddle
 from sightbridge.checkpoints.sources.safetensors_file import is_safetensors, read_safetensors
 from sightbridge.checkpoints.sources.torch_file import is_legacy, read_legacy, read_zip
@@ -53,7 +53,7 @@ def read_container(path: Path, may_be_empty: bool = False) -> tuple[str, dict[st
             return "paddle", *named_tensors(read_paddle(path), path, may_be_empty)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    raise CheckpointError(f"{path}: not a file of weights: {_what_else(start, size)}.")
+    raise NoWeightsError(f"{path}: not a file of weights: {_what_else(start, size)}.")
 
 
 def _what_else(start: bytes, size: int) -> str:

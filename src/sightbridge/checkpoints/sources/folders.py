@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sightbridge.checkpoints.sources.base import LEFT_OUT, Stored
+from sightbridge.checkpoints.sources.base import LEFT_OUT, NoWeightsError, Stored
 from sightbridge.checkpoints.sources.containers import read_container, read_json
 from sightbridge.errors import CheckpointError
 
@@ -40,7 +40,7 @@ def read_folder(folder: Path) -> Content:
     if inner := _checkpoint_inside(folder):
         return read_folder(inner)
     seen = f" (it holds {', '.join(sorted(names)[:5])})" if names else " (it is empty)"
-    raise CheckpointError(f"{folder}: no files of weights in this folder{seen}; expected {', '.join(SUFFIXES)}.")
+    raise NoWeightsError(f"{folder}: no files of weights in this folder{seen}; expected {', '.join(SUFFIXES)}.")
 
 
 def _pipeline(folder: Path, names: list[str]) -> Content:

@@ -164,7 +164,7 @@ def _reference(pid: Any, path: Path) -> tuple[torch.dtype, str, int]:
             return kind, key, count
         case ("storage", Inert() as kind, *_):
             raise CheckpointError(
-                f"{path}: holds numbers as {kind.what}, which are quantised or of a type not known here. Save dense ones."
+                f"{path}: holds numbers as {kind.what}: quantised, or of a type not known here. Save dense ones."
             )
     raise CheckpointError(f"{path}: damaged: it refers to something that is no storage.")
 
