@@ -161,7 +161,7 @@ def load_any_model(
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     try:
-        model = build_any(_settings_with(manifest, sources or {}))
+        model = build_any(settings_with(manifest, sources or {}))
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder} references a part that cannot be loaded. {error} "
@@ -309,7 +309,7 @@ def _portable_settings(model: AnyModel, settings: AnyModelSettings, stored: Coll
     return settings.model_copy(update=changes)
 
 
-def _settings_with(manifest: AnyManifest, sources: Mapping[str, str]) -> AnyModelSettings:
+def settings_with(manifest: AnyManifest, sources: Mapping[str, str]) -> AnyModelSettings:
     """The manifest's settings, with other sources for referenced parts."""
     changes = {}
     for name, source in sources.items():

@@ -82,7 +82,7 @@ def export_model(
     if dtype:
         weights = weights.in_type(DTYPES[dtype])
     with weights, atomic_folder(target) as writing:
-        job = Job(folder, target, manifest, weights, load_any_processor(folder), on_tensor)
+        job = Job(folder, target, weights.manifest, weights, load_any_processor(folder), on_tensor)
         written = TARGETS[to].write(job, writing)
         write_card(job, written, writing)
     return Exported(target, written)

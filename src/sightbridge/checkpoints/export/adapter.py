@@ -35,7 +35,7 @@ def write_adapter(job: Job, folder: Path) -> Written:
         raise cannot(job, "an adapter", "its language model has none", "")
     if job.weights.language_model is not None:
         return _write_merged(job, folder)
-    source = manifest.parts["language_model"].source
+    source = manifest.settings.language_model.source
     if manifest.parts["language_model"].file or source is None:
         reason = "the language model they belong to is stored in the model folder and has no name of its own"
         raise cannot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sightbridge.checkpoints.export.hf_blip2 import is_above
 from sightbridge.checkpoints.export.job import Job, Written, cannot
@@ -66,6 +67,7 @@ def write_lavis(job: Job, folder: Path) -> Written:
         f"The {part.replace('_', ' ')} is not in the file, as it did not train: {job.manifest.parts[part].source}."
         for part in missing
     )
+    notes += () if stage1 else activation_notes(job, "gelu", "LAVIS")
     load = (
         "import torch\n"
         f'weights = torch.load(f"{{FOLDER}}/{FILE}", weights_only=True)["model"]\n'
@@ -90,13 +92,36 @@ def _tower_type(job: Job) -> str:
     return find_config(job.manifest.settings.vision_tower, "vision_tower").model_type
 
 
-def _projection(job: Job) -> str:
+def activation_notes(job: Job, theirs: str, who: str) -> tuple[str, ...]:
+    """A sentence if the other code's T5 has another activation, which its files have no place for."""
+    config = _language_config(job)
+    own = getattr(config, "dense_act_fn", theirs)
+    if not getattr(config, "is_gated_act", False) or own == theirs:
+        return ()
+    return (f"The T5 inside computes `{own}` here and `{theirs}` in {who}, so that answers may differ a little.",)
+
+
+def _language_config(job: Job) -> Any:
+    """The language model's configuration, or ``None`` if it does not lie here."""
     settings = job.manifest.settings
     assert isinstance(settings, ModelSettings)
     try:
-        family = find_config(settings.language_model, "language_model").model_type
-    except CheckpointError:  # only its family is asked for, and an encoder-decoder of LAVIS is a T5
-        if not (isinstance(job.manifest, Manifest) and job.manifest.encoder_decoder):
-            raise
-        family = "t5"
-    return PROJECTIONS.get(family, "lavis_llm")
+        return find_config(settings.language_model, "language_model")
+    except CheckpointError:
+        return None
+
+
+def _projection(job: Job) -> str:
+    """The table of the projection's name."""
+    config = _language_config(job)
+    if config is not None:
+        return PROJECTIONS.get(config.model_type, "lavis_llm")
+    if isinstance(job.manifest, Manifest) and job.manifest.encoder_decoder:
+        return "lavis_t5"  # an encoder-decoder of LAVIS is a T5
+    raise cannot(
+        job,
+        "a LAVIS file",
+        f"its language model '{job.manifest.parts['language_model'].source}' is not here, and LAVIS names the "
+        "projection by its family (opt_proj, llm_proj)",
+        "Say where it is: --source language_model=FOLDER.",
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from sightbridge.checkpoints.export.hf_blip2 import TOWERS
 from sightbridge.checkpoints.export.job import Job, Written, cannot
-from sightbridge.checkpoints.export.lavis import used_tower
+from sightbridge.checkpoints.export.lavis import activation_notes, used_tower
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.manifest import AnyManifest, Manifest
 from sightbridge.checkpoints.sources.writer import write_pdparams
@@ -56,7 +56,8 @@ def write_paddle(job: Job, folder: Path) -> Written:
         f'weights = paddle.load(f"{{FOLDER}}/{FILE}")\n'
         "# PaddleMIX: --load_model_path FOLDER"
     )
-    return Written("PaddleMIX' BLIP-2", load, (), ("blip-2", "paddlemix"))
+    notes = activation_notes(job, "gelu_new", "PaddleNLP") if family == "t5" else ()
+    return Written("PaddleMIX' BLIP-2", load, notes, ("blip-2", "paddlemix"))
 
 
 def _config(job: Job, family: str | None) -> dict[str, Any]:

@@ -19,8 +19,9 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pdparams")
 """Files of weights without an index; an index is preferred in the same order."""
 NO_WEIGHTS = re.compile(
     r"training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state|optim_states|tokenizer|\.arrow"
+    r"|sightbridge_extras"
 )
-"""In the names of what trainers save beside weights."""
+"""In the names of what trainers save beside weights, and exports for transformers (``export/hf.py``)."""
 LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 STATES = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 MAX_FILES = 5000

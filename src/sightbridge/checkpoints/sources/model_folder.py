@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from sightbridge.checkpoints.adapter import ADAPTER_WEIGHTS
 from sightbridge.checkpoints.atomic import existing_folder
-from sightbridge.checkpoints.folder import check_files
+from sightbridge.checkpoints.folder import check_files, settings_with
 from sightbridge.checkpoints.manifest import ADAPTER, AnyManifest, Manifest, PartEntry, inner_path, read_manifest
 from sightbridge.checkpoints.merge import find_folder
 from sightbridge.checkpoints.merge_shards import Adapter
@@ -92,7 +92,7 @@ class FolderWeights(StoredWeights):
     names). The tower is whole, or as far as blocks are used if no more of it is stored and its source is gone.
 
     Attributes:
-        manifest: of the folder.
+        manifest: of the folder, with the sources that were given in place of its own.
         vision_model: transformers' vision model, as large as the tensors are, without weights; ``None`` if it was not
             asked for.
         layers: which of its hidden states are taken, counted from the front; ``None`` for its output.
@@ -142,21 +142,21 @@ def open_model_folder(
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     sources = sources or {}
-    _check_sources(manifest, sources)
+    manifest = manifest.model_copy(update={"settings": settings_with(manifest, sources)})
     weights = FolderWeights(folder, "sightbridge", {})
     weights.manifest, settings = manifest, manifest.settings
     stored: dict[str, Stored] = {}
     if "vision_tower" in parts:
-        entry, place = manifest.parts["vision_tower"], sources.get("vision_tower")
-        found, weights.vision_model, weights.layers = _open_tower(folder, entry, settings.vision_tower, place)
+        entry = manifest.parts["vision_tower"]
+        found, weights.vision_model, weights.layers = _open_tower(folder, entry, settings.vision_tower)
         stored |= {f"vision_tower.{name}": tensor for name, tensor in found.items()}
     if "bridge" in parts:
         name = "connector" if isinstance(settings, ModelSettings) else "qformer"
         found = _open_bridge(folder, manifest.parts[name], sources.get(name))
         stored |= {f"bridge.{name}": tensor for name, tensor in found.items()}
     if "language_model" in parts and isinstance(settings, ModelSettings):
-        entry, place = manifest.parts["language_model"], sources.get("language_model")
-        found, weights.language_model = _open_language_model(folder, entry, settings.language_model, place)
+        entry = manifest.parts["language_model"]
+        found, weights.language_model = _open_language_model(folder, entry, settings.language_model)
         stored |= {f"language_model.{name}": tensor for name, tensor in found.items()}
     if "adapter" in parts and isinstance(manifest, Manifest) and manifest.adapter:
         adapter = open_weights(folder / ADAPTER / ADAPTER_WEIGHTS)
@@ -164,20 +164,12 @@ def open_model_folder(
     return weights.but(stored)
 
 
-def _check_sources(manifest: AnyManifest, sources: Mapping[str, str]) -> None:
-    for name in sources:
-        if name not in manifest.parts or (manifest.parts[name].file and not manifest.parts[name].rest):
-            known = [part for part, entry in manifest.parts.items() if not entry.file or entry.rest]
-            raise CheckpointError(f"--source: '{name}' is not a referenced part; those are: {', '.join(known) or '-'}.")
-
-
 def _open_tower(
-    folder: Path, entry: PartEntry, settings: VisionTowerSettings, place: str | None
+    folder: Path, entry: PartEntry, settings: VisionTowerSettings
 ) -> tuple[dict[str, Stored], Any, list[int] | None]:
     """The tower's tensors, its model without weights, and the layers taken."""
     if not entry.file:
-        source = place or settings.source
-        return _referenced_tower(settings.model_copy(update={"source": source}), entry, folder)
+        return _referenced_tower(settings, entry, folder)
     model = empty_vision_model(find_config(settings, "vision_tower"))
     stored = _inner(open_weights(inner_path(folder, entry.file)))
     layers = VisionTower(empty_vision_model(model.config), settings.layers, settings.class_token).layers
@@ -246,12 +238,11 @@ def _open_bridge(folder: Path, entry: PartEntry, place: str | None) -> dict[str,
 
 
 def _open_language_model(
-    folder: Path, entry: PartEntry, settings: LanguageModelSettings, place: str | None
+    folder: Path, entry: PartEntry, settings: LanguageModelSettings
 ) -> tuple[dict[str, Stored], Any]:
     if entry.file:
         model = empty_language_model(find_config(settings, "language_model"))
         return _inner(open_weights(inner_path(folder, entry.file))), model
-    settings = settings.model_copy(update={"source": place or settings.source})
     assert settings.source is not None, "the part is referenced"
     model = empty_language_model(find_config(settings, "language_model"))
     found = match_names(open_weights(find_folder(settings.source)), model, "language model")
