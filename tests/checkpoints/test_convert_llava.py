@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLI
 
 from sightbridge.checkpoints.convert import convert
 from sightbridge.checkpoints.folder import load_model
+from sightbridge.checkpoints.formats.llava import lora_settings
 from sightbridge.checkpoints.sources.weights import Weights
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.errors import CheckpointError
@@ -98,7 +99,7 @@ def test_parity_from_a_picture_to_its_answer(name: str, golden: str, tmp_path: P
 def test_parity_with_a_referenced_tower(tmp_path: Path) -> None:
     folder = original_folder(VIP, tmp_path / "theirs", without="vision_model.")
     tower = save_tower(VIP, tmp_path / "tower")
-    done = convert(folder, tmp_path / "ours", vision=str(tower), settings=["image.size=56"])
+    done = convert(folder, tmp_path / "ours", vision=str(tower))
     assert not (done.folder / "vision_tower").exists()
     check_logits(
         "ViP-LLaVA, its tower referenced", load_model(done.folder)[0], recorded("logits", "vip_v1_legacy"), 900
@@ -159,7 +160,7 @@ def test_parity_of_a_lora_run(adapter: str, tmp_path: Path) -> None:
     lora = found.settings["lora"]
     assert (lora["r"], lora["alpha"], lora["dropout"], len(lora["targets"])) == (4, 8, 0.05, 7)
     tower = save_tower(VIP, tmp_path / "tower")
-    done = convert(run, tmp_path / "ours", vision=str(tower), settings=["image.size=56"])
+    done = convert(run, tmp_path / "ours", vision=str(tower))
     weights, config = original(VIP)
     expected, before = (
         model_of(found_in(Weights.of(state, tmp_path, config)), TWO_HEADS) for state in (merged, weights)
@@ -173,6 +174,41 @@ def test_parity_of_a_lora_run(adapter: str, tmp_path: Path) -> None:
     print(f"parity LoRA run, adapters in {adapter}: logits {difference:.2e} of their largest; adapters do {effect:.2e}")
     assert difference <= 1e-5
     assert effect > 0.1
+
+
+def test_parity_of_a_lora_run_on_a_whole_vip_llava(tmp_path: Path) -> None:
+    """ViP-LLaVA's own task runs begin with a released model: tower and language model come from its folder."""
+    run, released = tmp_path / "run", original_folder(VIP, tmp_path / "released")
+    merged = lora_run(run, tmp_path / "base", "safetensors")
+    adapter = json.loads((run / "adapter_config.json").read_text()) | {"base_model_name_or_path": "mucai/vip-llava-7b"}
+    (run / "adapter_config.json").write_text(json.dumps(adapter))
+    done = convert(run, tmp_path / "ours", vision=str(released), language_model=str(released), settings=[HEADS])
+    assert done.manifest.settings.lora is not None  # type: ignore[union-attr]
+    golden = recorded("logits", "vip_v1_legacy")
+    batch = batch_at_markers(golden["input_ids"], golden["attention_mask"], golden["pixel_values"])
+    wanted = model_of(found_in(Weights.of(merged, tmp_path, original(VIP)[1])), TWO_HEADS)
+    with torch.no_grad():
+        own, expected = (
+            model.logits(batch)[batch.attention_mask.bool()] for model in (load_model(done.folder)[0], wanted)
+        )
+    difference = (own - expected).abs().max().item() / expected.abs().max().item()
+    print(f"parity LoRA run on a whole model: logits {difference:.2e} of their largest")
+    assert difference <= 1e-5
+
+
+@pytest.mark.parametrize(("change"), [{"use_rslora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 2}}])
+def test_adapters_that_mean_something_else_are_refused(change: dict, tmp_path: Path) -> None:
+    plain = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "q_proj",
+        "bias": "none",
+        "rank_pattern": {},
+        "use_rslora": False,
+    }
+    assert lora_settings(plain, tmp_path) == {"targets": "q_proj", "r": 4, "alpha": 8, "dropout": 0.0}
+    with pytest.raises(CheckpointError, match=f"says {next(iter(change))} .*only plain LoRA can be read"):
+        lora_settings(plain | change, tmp_path)
 
 
 def test_a_lora_run_without_its_parts_is_told(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_how_pictures_are_prepared_is_read_from_the_folder(
     make("llava").save_pretrained(tmp_path)
     (tmp_path / file).write_text(json.dumps(content))
     found = found_in(tmp_path)
-    assert found.settings["image"] == {"size": 56} | image
+    assert found.settings["image"] == image
     assert any("image.fit=pad" in note for note in found.notes) == (image["fit"] != "pad")
 
 

@@ -88,7 +88,7 @@ def test_parity_with_the_tower_from_elsewhere(name: str, golden: str, vocabulary
     found = found_in(write_folder(tmp_path, rest, config, "safetensors"))
     names = {VIP: "openai/clip-vit-large-patch14-336", FLANT5: "models/clip_tiny"}
     assert found.settings["vision_tower"]["source"] == names[name] and "config" not in found.settings["vision_tower"]
-    assert found.settings["image"] == {VIP: {"fit": "pad", "size": 336}, FLANT5: {"fit": "pad"}}[name]
+    assert found.settings["image"] == {"fit": "pad"}
     save_tower({key.rpartition("vision_model.")[2]: weight for key, weight in in_tower.items()}, tmp_path / "tower")
     elsewhere = {"vision_tower": {"source": str(tmp_path / "tower")}, "image": {"size": 56}}
     model = model_of(found, elsewhere, given="vision_tower")
@@ -193,6 +193,15 @@ def test_which_features_the_tower_gives(said: dict[str, Any], settings: dict[str
     assert settings.items() <= tower.items()
     if "mm_vision_tower" not in said:
         assert tower["layers"] == [-2, -5, -8, -11, 6]
+
+
+def test_a_vip_llava_with_a_linear_projector_has_no_layer_norm(tmp_path: Path) -> None:
+    weights, config = original(VIP)
+    weights = {key: weight for key, weight in weights.items() if "mm_projector" not in key}
+    weights |= {"model.mm_projector.weight": torch.ones(48, 160), "model.mm_projector.bias": torch.ones(48)}
+    found = found_in(Weights.of(weights, tmp_path, config))
+    assert found.settings["connector"] == {"kind": "linear"} and "bridge.output.bias" in found.weights.infos
+    assert found.settings["prompt"]["template"] == "llava_v1" and found.what.startswith("ViP-LLaVA")
 
 
 @pytest.mark.parametrize(

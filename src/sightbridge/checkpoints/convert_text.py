@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from sightbridge.config.model import ModelSettings
 from sightbridge.data.qformer_processor import load_caption_tokenizer
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.errors import CheckpointError
-from sightbridge.models.build import resolve_source
+from sightbridge.models.build import quiet_transformers, resolve_source
 from sightbridge.models.kinds import AnyModelSettings
 
 
@@ -49,7 +50,9 @@ def _open_first(places: Sequence[str], legacy: bool | None):
     failed: CheckpointError | None = None
     for place in places:
         try:
-            return load_tokenizer(resolve_source(place), legacy)
+            # transformers also reads the config.json there, and wonders about types of models that are not its own.
+            with quiet_transformers(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+                return load_tokenizer(resolve_source(place), legacy)
         except CheckpointError as error:
             failed = error
     reason = f" ({failed})" if failed else ""

@@ -72,7 +72,7 @@ def read_clip_flant5(weights: Weights) -> Found:
             "max_length": max_length + PICTURE_SLOTS,  # the original counts a picture as one token
             "max_answer_length": max_length,
         },
-        "image": image_settings(config, tower),
+        "image": image_settings(config),
     }
     layers = count_layers(mapped, f"{LANGUAGE_MODEL}encoder.block.")
     words = f"{bridge_words(mapped)}; T5 of {layers} blocks a stack and width {width}; {tower_words}"

@@ -63,7 +63,7 @@ def read_hf_llava(weights: Weights) -> Found:
     vision = part_config(mapped, whole.vision_config.model_type, whole.vision_config.to_dict())
     layers = whole.vision_feature_layer
     template = family_template(language_model, bridge["input_norm"])
-    image, fit_note = image_settings(weights, vision)
+    image, fit_note = image_settings(weights)
     settings = {
         "vision_tower": {
             "config": vision,
@@ -79,7 +79,7 @@ def read_hf_llava(weights: Weights) -> Found:
     words = f"{bridge_words(mapped)}; {language_model['model_type']} of {blocks} blocks; {vision['model_type']}"
     return Found(
         format="hf-llava",
-        what=f"{family(bridge)} of transformers: {words}",
+        what=f"{family(bridge, {})} of transformers: {words}",
         weights=with_biases(mapped),
         kind="generation",
         settings=settings,
@@ -135,13 +135,16 @@ def with_biases(weights: Weights) -> Weights:
     return JoinedWeights(weights, Weights.of(zeros, weights.path))
 
 
-def image_settings(weights: Weights, vision: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """How pictures are prepared, as the processor in the folder says; without one they are padded, as in training."""
-    size, processor = vision["image_size"], processor_config(weights)
+def image_settings(weights: Weights) -> tuple[dict[str, Any], str]:
+    """How pictures are prepared, as the processor in the folder says; without one they are padded, as in training.
+
+    Their size is the tower's.
+    """
+    processor = processor_config(weights)
     if processor is None:
-        return {"size": size, "fit": "pad"}, "pictures are padded, as in training; no processor is in the folder"
+        return {"fit": "pad"}, "pictures are padded, as in training; no processor is in the folder"
     fit = "pad" if processor.get("do_pad") else "crop" if processor.get("do_center_crop") else "squash"
-    settings = {"size": size, "fit": fit}
+    settings: dict[str, Any] = {"fit": fit}
     statistics = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
     settings |= {name: values for name, values in statistics.items() if values is not None}
     note = f"pictures are fitted by '{fit}', as the processor in the folder says"

@@ -17,7 +17,6 @@ from sightbridge.checkpoints.formats.llava_parts import (
     CLIP_336,
     FITS,
     LANGUAGE_MODEL,
-    PICTURE_SIZES,
     TOWER,
     TRAINED_WITH,
     VIP_LAYERS,
@@ -46,6 +45,18 @@ WHY_DROPPED = {
     "inv_freq": "the frequencies follow from the configuration",
     "image_newline": "only LLaVA-1.6's tiles are divided by it",
 }
+PLAIN_LORA: dict[str, Any] = {
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+    "layers_to_transform": None,
+}
+"""What PEFT writes of LoRA as it was published (arXiv 2106.09685); other values change what the weights mean."""
 MODEL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_qwen": "qwen2"}
 """Type of the language model by that of the whole, where it is not simply what follows ``llava_``."""
 LLAMA_3_VOCABULARY = 128_000
@@ -66,19 +77,19 @@ def read_whole(weights: Weights) -> Found:
     refuse_what_is_not_here(weights, config)
     tower, tower_words, notes = vision_settings(mapped, config)
     language_model = language_model_config(mapped, language_model_type(weights, config), config)
-    prompt, prompt_notes = prompt_settings(language_model, bridge.get("input_norm", False), config)
+    prompt, prompt_notes = prompt_settings(language_model, is_vip(bridge, config), config)
     settings = {
         "vision_tower": tower,
         "connector": bridge,
         "language_model": {"config": language_model, "dtype": dtype_of(mapped, LANGUAGE_MODEL)},
         "prompt": prompt,
-        "image": image_settings(config, tower),
+        "image": image_settings(config),
     }
     layers = count_layers(mapped, f"{LANGUAGE_MODEL}model.layers.")
     words = f"{bridge_words(mapped)}; {language_model['model_type']} of {layers} blocks; {tower_words}"
     return Found(
         format="llava",
-        what=f"{family(bridge)}, original layout: {words}",
+        what=f"{family(bridge, config)}, original layout: {words}",
         weights=mapped,
         kind="generation",
         settings=settings,
@@ -105,20 +116,20 @@ def read_lora_run(weights: Weights) -> Found:
     tower, tower_words, notes = vision_settings(mapped, config)
     base = adapter.get("base_model_name_or_path")
     options = {"model_type": language_model_type(weights, config), "vocab_size": config.get("vocab_size", 0)}
-    prompt, prompt_notes = prompt_settings(options, bridge.get("input_norm", False), config)
+    prompt, prompt_notes = prompt_settings(options, is_vip(bridge, config), config)
     settings = {
         "vision_tower": tower,
         "connector": bridge,
         "language_model": {"source": base} if base else {},
         "lora": lora_settings(adapter, folder),
         "prompt": prompt,
-        "image": image_settings(config, tower),
+        "image": image_settings(config),
     }
     adapted = sum(LORA_MARK in name for name in mapped.infos if name.startswith(ADAPTER))
     words = f"adapters of {adapted} layers of '{base}'; {bridge_words(mapped)}; {tower_words}"
     return Found(
         format="llava-lora",
-        what=f"{family(bridge)}, a LoRA run: {words}",
+        what=f"{family(bridge, config)}, a LoRA run: {words}",
         weights=mapped,
         kind="generation",
         settings=settings,
@@ -128,10 +139,14 @@ def read_lora_run(weights: Weights) -> Found:
 
 
 def lora_settings(adapter: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Our settings of the adapters that PEFT describes."""
+    """Our settings of the adapters that PEFT describes; raises ``CheckpointError`` for others than plain LoRA."""
+    path = folder / "adapter_config.json"
     missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in adapter]
     if missing:
-        raise CheckpointError(f"{folder / 'adapter_config.json'}: '{missing[0]}' is missing in it; did peft write it?")
+        raise CheckpointError(f"{path}: '{missing[0]}' is missing in it; did peft write it?")
+    others = [f"{key} {adapter[key]}" for key, plain in PLAIN_LORA.items() if adapter.get(key) not in (None, [], plain)]
+    if others:
+        raise CheckpointError(f"{path}: says {', '.join(others)}; only plain LoRA can be read, which has none of that.")
     targets = adapter["target_modules"]
     return {
         "targets": targets if isinstance(targets, str) else sorted(targets),
@@ -147,9 +162,14 @@ def projector_table(weights: Weights) -> str:
     return "mm_projector_vip" if is_vip else "mm_projector"
 
 
-def family(bridge: dict[str, Any]) -> str:
+def is_vip(bridge: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether it is a ViP-LLaVA: by its tower, or by the LayerNorm that an MLP behind it has."""
+    return config.get("mm_vision_tower") == VIP_TOWER or bool(bridge.get("input_norm"))
+
+
+def family(bridge: dict[str, Any], config: dict[str, Any]) -> str:
     """What to call it."""
-    return "ViP-LLaVA" if bridge.get("input_norm") else "LLaVA"
+    return "ViP-LLaVA" if is_vip(bridge, config) else "LLaVA"
 
 
 def refuse_what_is_not_here(weights: Weights, config: dict[str, Any]) -> None:
@@ -196,10 +216,9 @@ def tower_activation(named: str | None) -> tuple[str, list[str]]:
     return "quick_gelu", [f"{told}; for another set vision_tower.config.hidden_act=gelu"]
 
 
-def image_settings(config: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
-    """How pictures are fitted, and their size if it is known without opening the tower."""
-    size = tower.get("config", {}).get("image_size") or PICTURE_SIZES.get(tower.get("source", ""))
-    return {"fit": FITS[config.get("image_aspect_ratio") or "square"]} | ({"size": size} if size else {})
+def image_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """How pictures are fitted; their size is the tower's."""
+    return {"fit": FITS[config.get("image_aspect_ratio") or "square"]}
 
 
 def language_model_type(weights: Weights, config: dict[str, Any]) -> str:

@@ -16,8 +16,6 @@ VIP_TOWER = "clip_4layers_336"
 """ViP-LLaVA's keyword for five layers of the tower below, whatever its name says."""
 CLIP_336 = "openai/clip-vit-large-patch14-336"
 VIP_LAYERS = [-2, -5, -8, -11, 6]
-PICTURE_SIZES = {CLIP_336: 336, "openai/clip-vit-large-patch14": 224}
-"""Sides of the pictures that the towers on LLaVA's list take."""
 CLIP_HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
 """Attention heads of published CLIP towers by width (openai/CLIP, mlfoundations/open_clip: B, L, H, bigG)."""
 TRAINED_WITH = {"image_first": True, "drop_leading_assistant": True}
@@ -150,10 +148,10 @@ def part_config(weights: Weights, model_type: str, options: dict[str, Any]) -> d
     if model_type not in CONFIG_MAPPING:
         raise CheckpointError(f"{weights.path}: transformers has no model of type '{model_type}'.")
     known = CONFIG_MAPPING[model_type]()
-    kept = {key: v for key, v in options.items() if key in EXTRA_CONFIG_KEYS or hasattr(known, key)}
-    kept = {key: value for key, value in kept.items() if key not in NOT_A_MODELS}
-    if kept.get("decoder_start_token_id") is None:
-        kept.pop("decoder_start_token_id", None)
+    kept = {key: value for key, value in options.items() if key not in NOT_A_MODELS}
+    extra = {key: kept.pop(key) for key in EXTRA_CONFIG_KEYS if key in kept}
+    kept = {key: value for key, value in kept.items() if hasattr(known, key)}
+    kept |= {key: value for key, value in extra.items() if value is not None}  # null is what transformers takes anyway
     try:
         config = make_config(kept | {"model_type": model_type}, "model").to_dict()
     except SettingsError as error:

@@ -22,7 +22,6 @@ from sightbridge.checkpoints.formats.llava import (
 )
 from sightbridge.checkpoints.formats.llava_parts import (
     CLIP_336,
-    PICTURE_SIZES,
     VIP_LAYERS,
     bridge_settings,
     bridge_widths,
@@ -52,15 +51,14 @@ def read_mm_projector(weights: Weights) -> Found:
     settings: dict[str, Any] = {"connector": bridge}
     if "mm_vision_tower" in config:
         tower, _, _ = vision_settings(mapped, config)
-        settings |= {"vision_tower": tower, "image": image_settings(config, tower)}
+        settings |= {"vision_tower": tower, "image": image_settings(config)}
     elif bridge.get("input_norm") and bridge_widths(mapped)[0] == VIP_CHANNELS:
         # The LayerNorm is only ever built in front of these layers of this tower.
         settings["vision_tower"] = {"source": CLIP_336, "layers": VIP_LAYERS, "class_token": "drop"}
-        settings["image"] = {"size": PICTURE_SIZES[CLIP_336]}
     notes = [f"left out: {name}: is no part of a connector" for name in others]
     if trained_for := config.get("_name_or_path"):
         notes.append(f"config.json says that it was trained in front of '{trained_for}'")
-    what = f"{family(bridge)}'s projector alone: {bridge_words(mapped)}"
+    what = f"{family(bridge, config)}'s projector alone: {bridge_words(mapped)}"
     return Found("mm-projector", what, mapped, "generation", settings, notes=tuple(notes))
 
 
