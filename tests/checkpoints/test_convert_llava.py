@@ -124,6 +124,37 @@ def test_parity_of_a_projector_between_its_neighbours(name: str, tmp_path: Path)
     check_logits(f"{name}'s projector", load_model(done.folder)[0], recorded("logits", golden), words)
 
 
+def test_parity_of_a_first_stages_folder(tmp_path: Path) -> None:
+    """Its config.json names the tower, its layers and how pictures are fitted; only the template is nowhere."""
+    _, config = original(VIP)
+    run, base = tmp_path / "run", original_folder(VIP, tmp_path / "base")
+    run.mkdir()
+    shutil.copy(MODELS / VIP / "mm_projector.bin", run)
+    (run / "config.json").write_text(json.dumps(config | {"_name_or_path": "lmsys/vicuna-7b-v1.5"}))
+    found = found_in(run)
+    assert found.settings["vision_tower"]["source"] == "openai/clip-vit-large-patch14-336"
+    assert found.settings["image"] == {"fit": "pad"} and "language_model" not in found.settings
+    assert any("trained in front of 'lmsys/vicuna-7b-v1.5'" in note for note in found.notes)
+    named = {"vision": str(save_tower(VIP, tmp_path / "tower")), "language_model": str(base)}
+    done = convert(run, tmp_path / "ours", settings=["prompt.template=llava_v1"], **named)
+    check_logits("a first stage's folder", load_model(done.folder)[0], recorded("logits", "vip_v1_legacy"), 900)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_llama"])
+def test_half_precision_and_the_older_model_type_stay_as_they_are(model_type: str, tmp_path: Path) -> None:
+    """Released files are float16, and LLaVA-1.5's say ``llava``, which is another model's name in transformers."""
+    folder = original_folder(VIP, tmp_path / "theirs")
+    weights, config = original(VIP)
+    half = {key: weight.half() for key, weight in weights.items()}
+    write_folder(folder, half, config | {"model_type": model_type, "torch_dtype": "float16"}, "bin in two")
+    done = convert(folder, tmp_path / "ours", settings=[HEADS])
+    stored = load_file(done.folder / "language_model" / "model.safetensors")
+    assert all(torch.equal(weight, half[name]) for name, weight in stored.items()) and len(stored) == 21
+    model, _ = load_model(done.folder)
+    assert model.language_model.model.dtype == torch.float16
+    assert {weight.dtype for weight in model.connector.state_dict().values()} == {torch.float32}
+
+
 # --- LoRA runs ---
 
 
