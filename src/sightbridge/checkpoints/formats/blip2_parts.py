@@ -115,10 +115,10 @@ def _text_branch(weights: Weights) -> Settings:
         "text_vocabulary": shape_of(weights, f"{BRIDGE}embeddings.word_embeddings.weight")[0],
         "text_positions": shape_of(weights, f"{BRIDGE}embeddings.position_embeddings.weight")[0],
     }
-    if kind_of(weights) == "qformer":
-        return sizes
-    longest = min(128, sizes["text_positions"])  # InstructBLIP's max_txt_len
-    return sizes | {"text_input": True, "text_tokenizer": BERT, "max_text_length": longest}
+    first_stage = kind_of(weights) == "qformer"
+    longest = min(32 if first_stage else 128, sizes["text_positions"])  # max_txt_len of LAVIS' BLIP-2 and InstructBLIP
+    sizes["max_text_length"] = longest
+    return sizes if first_stage else sizes | {"text_input": True, "text_tokenizer": BERT}
 
 
 def image_settings(size: int) -> Settings:
@@ -143,7 +143,7 @@ def model_settings(weights: Weights, tower: Settings | None, qformer: Settings |
         return found
     if kind_of(weights) == "generation":
         return found | {"connector": qformer}
-    return found | {"qformer": qformer, "text": {"tokenizer": BERT, "max_length": 32}}
+    return found | {"qformer": qformer, "text": {"tokenizer": BERT, "max_length": qformer["max_text_length"]}}
 
 
 def prompt_settings(family: str, captioner: bool = False) -> Settings:

@@ -20,7 +20,16 @@ from sightbridge.checkpoints.formats.blip2_parts import (
     prompt_settings,
     qformer_settings,
 )
-from sightbridge.checkpoints.formats.llava_parts import LANGUAGE_MODEL, NOT_A_MODELS, TOWER, dtype_of, has, map_exactly
+from sightbridge.checkpoints.formats.llava_parts import (
+    BRIDGE,
+    LANGUAGE_MODEL,
+    NOT_A_MODELS,
+    TOWER,
+    dtype_of,
+    has,
+    map_exactly,
+)
+from sightbridge.checkpoints.formats.views import RenamedWeights
 from sightbridge.checkpoints.key_map import JoinedWeights, MappedWeights
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.checkpoints.sources.weights import open_weights
@@ -28,7 +37,6 @@ from sightbridge.errors import CheckpointError, SettingsError
 
 EXTRAS = "sightbridge_extras.safetensors"
 """What transformers' class of the first stage has no place for, under our names, in an exported folder."""
-STAGE1_ONLY = ("bridge.temperature", "bridge.language_head.bias")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "vocab.txt")
 PROMPTS = {"mt5": "mblip", "bloom": "mblip_bloomz"}
 """Templates of mBLIP's two models."""
@@ -44,8 +52,9 @@ def read(weights: Weights) -> Found:
     """What the folder or file holds; without ``config.json``, what shapes say and transformers' defaults of today."""
     config = weights.config or {}
     instruct = any(name.startswith("qformer.embeddings.") for name in weights.infos)
-    mapped: Weights = map_exactly(weights, "hf_instructblip" if instruct else "hf_blip2")
-    mapped, notes = _with_extras(mapped)
+    theirs = RenamedWeights(weights, {name: name for name in weights.infos if not name.startswith(BRIDGE)})
+    read = map_exactly(theirs, "hf_instructblip" if instruct else "hf_blip2")
+    mapped, notes = _with_extras(read, weights)
     tower = _tower_config(mapped, config.get("vision_config")) if has(mapped, TOWER) else None
     vision = config.get("vision_config") or {}
     qformer = _qformer_settings(mapped, config.get("qformer_config") or {}, _norm_eps(vision))
@@ -65,14 +74,19 @@ def read(weights: Weights) -> Found:
     return Found("hf_blip2", what + parts_in_words(mapped, tower), mapped, kind, settings, tokenizer, notes)
 
 
-def _with_extras(mapped: MappedWeights) -> tuple[Weights, tuple[str, ...]]:
-    """Add what an exported folder keeps beside transformers' files, or say that it is not there."""
+def _with_extras(mapped: MappedWeights, weights: Weights) -> tuple[Weights, tuple[str, ...]]:
+    """Add what an exported folder keeps beside transformers' files, or say that it is not there.
+
+    A folder without an index has been opened with that file, one with an index without it.
+    """
     notes = (f"left out, not weights: {', '.join(mapped.dropped)}",) if mapped.dropped else ()
     if kind_of(mapped) == "generation":
         return mapped, notes
-    extras = _folder(mapped) / EXTRAS
-    if extras.is_file():
-        return JoinedWeights(mapped, open_weights(extras)), (*notes, f"captioning head and temperature: from {EXTRAS}")
+    inside = [name for name in weights.infos if name.startswith(BRIDGE)]
+    file = _folder(weights) / EXTRAS
+    if inside or file.is_file():
+        extras = RenamedWeights(weights, {name: name for name in inside}) if inside else open_weights(file)
+        return JoinedWeights(mapped, extras), (*notes, f"captioning head and temperature: from {EXTRAS}")
     missing = "transformers' class of the first stage has no captioning head and no temperature, so neither is here"
     return mapped, (*notes, missing)
 
