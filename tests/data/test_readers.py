@@ -103,7 +103,7 @@ def test_wrong_llava_rows(tmp_path, row, message):
         ('[{"id": 1,]', "line 1, column 11: broken JSON"),
         ('{"id": 1}\n{"id": ', "line 1: key 'conversations'"),
         (json.dumps(llava_row()) + "\n{", "line 2, column 2: broken JSON"),
-        (json.dumps(llava_row(), indent=1), "line 1, column .: broken JSON.*one object per line"),
+        (json.dumps(llava_row(), indent=1) * 2, "line 1, column .: broken JSON.*one object per line"),
         ("", "holds no rows"),
         ("[]", "holds no rows"),
         ("\n \n", "holds no rows"),

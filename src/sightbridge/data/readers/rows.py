@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, Row]]:
     """Yield ``(number, where, row)`` for every row of a CSV or TSV table, JSON list or JSON-lines file, from 1 on.
+
+    A file that is one JSON object over many lines is its only row.
 
     A table is known by its name (see ``DELIMITERS``); which kind of JSON it is shows in the first character. Blank
     lines are skipped, and empty cells of a table left out of their rows. Raises ``DataError`` for a file that is
@@ -56,7 +59,22 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     while first.isspace():
         first = file.read(1)
     file.seek(0)
-    return _list_rows(path, file) if first == "[" else _line_rows(path, file)
+    if first == "[":
+        return _list_rows(path, file)
+    if first == "{" and not _is_json(file.readline()):  # neither the first row, nor a file of one line
+        file.seek(0)
+        with suppress(ValueError, RecursionError):
+            return iter([(1, str(path), json.load(file))])
+    file.seek(0)
+    return _line_rows(path, file)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _table_rows(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:

@@ -1,0 +1,71 @@
+"""``sightbridge rescore``: measure stored answers again; and how results are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sightbridge.cli.console import console
+
+
+def rescore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="That 'evaluate' wrote.", show_default=False)],
+) -> None:
+    """Measure the answers of an evaluation again, without the model.
+
+    \b
+    Examples:
+      sightbridge rescore runs/mine/evaluation
+    """
+    show_results(folder, [])
+
+
+def show_results(folder: Path, tasks: list[str]) -> None:
+    """Measure, write results and report, print a table; leave with status 1 if answers are missing."""
+    from sightbridge.evaluation.report import write_report
+    from sightbridge.evaluation.results import read_settings, score
+
+    results = score(folder)
+    report = write_report(folder, results, read_settings(folder))
+    for name, task in results["tasks"].items():
+        if not tasks or name in tasks:
+            console().print(_table(name, task))
+    terminal = console()
+    terminal.print(f"results: {folder / 'results.json'}  report: {report}", markup=False, soft_wrap=True)
+    failed = sum(part["errors"] for task in results["tasks"].values() for part in task["parts"].values())
+    if failed:
+        console(stderr=True).print(f"{failed} records have no answer, their pictures could not be opened.")
+        raise typer.Exit(1)
+
+
+def _table(name: str, task: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    from sightbridge.evaluation.results import show
+
+    measured = list(dict.fromkeys(value for part in task["parts"].values() for value in part["values"]))
+    table = Table(title=f"{name}: {task['description']} (version {task['version']})", title_justify="left")
+    table.add_column("part")
+    table.add_column("records", justify="right")
+    for value in measured:
+        table.add_column(value.split("/")[-1], justify="right")
+    for part, own in task["parts"].items():
+        table.add_row(part, f"{own['records']:,}", *(_cell(value, own["values"].get(value)) for value in measured))
+        for kind, group in own["types"].items():
+            cells = (_cell(value, group["values"].get(value)) for value in measured)
+            table.add_row(f"  {kind}", f"{group['records']:,}", *cells, style="dim")
+    if task["mean"]:
+        table.add_row("mean", "", *(show(value, task["mean"][value]) for value in measured), style="bold")
+    return table
+
+
+def _cell(name: str, value: dict[str, float | None] | None) -> str:
+    from sightbridge.evaluation.results import show
+
+    if value is None or value["value"] is None:
+        return "-"
+    if value["low"] is None or value["high"] is None:
+        return show(name, value["value"])
+    return f"{show(name, value['value'])} ±{show(name, (value['high'] - value['low']) / 2)}"

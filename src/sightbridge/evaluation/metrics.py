@@ -1,0 +1,188 @@
+"""What answers are measured by: values of single rows that are averaged, or values of all rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from sightbridge.config.task import TaskSettings
+from sightbridge.errors import SettingsError, nearest
+from sightbridge.evaluation.captions import bleu, caption_tokens, cider, rouge_l
+
+RESAMPLES = 1000
+"""Draws of a bootstrap (Efron, 1979); its interval holds the middle ``CONFIDENCE`` of them."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record answered: what the model said after post-processing, and the true answers (none: not measured).
+
+    Or pictures and texts compared: their ``scores``, a row per picture with one for every text.
+    """
+
+    id: str
+    said: str = ""
+    truths: tuple[str, ...] = ()
+    language: str = "en"
+    meta: dict[str, Any] = field(default_factory=dict)
+    scores: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured value, and the interval that repeated drawing of the records puts it in; ``None`` where that is left
+    out because the measure is no mean over rows and slow."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``rows``: values that are averaged, usually one for every row. ``whole``: values of all rows together, such as
+    precision and recall. Both by name, which is "" where there is one alone.
+
+    ``percent``: whether the values are shares, shown in percent.
+    """
+
+    what: str
+    rows: Callable[[Sequence[Row]], Mapping[str, Sequence[float]]] | None = None
+    whole: Callable[[Sequence[Row]], dict[str, float]] | None = None
+    percent: bool = True
+
+
+def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
+    """Measure rows by the metric called ``name``; a metric of several values names each ``name/which``.
+
+    The interval is a percentile bootstrap over rows, its draws the same every time.
+    """
+    metric = METRICS[name]
+    if metric.rows is not None:
+        found = {which: _mean(values) for which, values in metric.rows(rows).items()}
+    else:
+        assert metric.whole is not None, "a metric measures rows or the whole"
+        found = {which: Value(value) for which, value in metric.whole(rows).items()}
+    return {f"{name}/{which}" if which else name: value for which, value in found.items()}
+
+
+def _mean(given: Sequence[float]) -> Value:
+    values, rng = np.asarray(given, dtype=float), np.random.default_rng(0)
+    draws = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    margin = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(draws, [margin, 100 - margin])
+    return Value(float(values.mean()), float(low), float(high))
+
+
+def check_metrics(settings: TaskSettings) -> None:
+    """Raise ``SettingsError`` for a metric or post-processing that there is not."""
+    for name in settings.metrics:
+        if name not in METRICS:
+            known = ", ".join(METRICS)
+            raise SettingsError(
+                f"unknown metric '{name}'. Known: {known}.{nearest(name, list(METRICS))}", key="metrics"
+            )
+    if settings.clean is not None and settings.clean not in CLEANERS:
+        known = ", ".join(CLEANERS)
+        raise SettingsError(
+            f"unknown post-processing '{settings.clean}'. Known: {known}.{nearest(settings.clean, list(CLEANERS))}",
+            "clean",
+        )
+
+
+def exact(said: str, truths: Sequence[str]) -> float:
+    """1 for an answer that equals a true one but for case and outer spaces."""
+    return float(_plain(said) in map(_plain, truths))
+
+
+def relaxed(said: str, truths: Sequence[str]) -> float:
+    """1 for an answer that begins or ends with a true one (mBLIP's ``relaxed_acc``)."""
+    ends = [_plain(truth) for truth in truths]
+    return float(any(_plain(said).startswith(end) or _plain(said).endswith(end) for end in ends))
+
+
+def _plain(text: str) -> str:
+    return text.strip().casefold()
+
+
+def each(value: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Row]], Mapping[str, Sequence[float]]]:
+    """A measure of rows from one of an answer and the true ones."""
+    return lambda rows: {"": [value(row.said, row.truths) for row in rows]}
+
+
+def two_by_two(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Winoground's three scores (Thrush et al., arXiv 2204.03162): for each picture its caption must score higher than
+    the other one (text), for each caption its picture (image), and both (group). Equal scores are wrong."""
+    text = [float(s[0][0] > s[0][1] and s[1][1] > s[1][0]) for s in (row.scores for row in rows)]
+    image = [float(s[0][0] > s[1][0] and s[1][1] > s[0][1]) for s in (row.scores for row in rows)]
+    return {"text": text, "image": image, "group": [t * i for t, i in zip(text, image, strict=True)]}
+
+
+def preferred(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """1 where the picture that people preferred scores higher; equal scores speak for the first (t2v_metrics)."""
+    return {"": [float((row.scores[0][0] < row.scores[1][0]) == row.meta["label"]) for row in rows]}
+
+
+def recall(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Recall at 1, 5 and 10: of pictures, whether one of their captions is among the first, and of captions, whether
+    their picture is."""
+    texts = [row.meta["text_rank"] for row in rows]
+    images = [rank for row in rows for rank in row.meta["image_ranks"]]
+    return {
+        f"{name}_r{k}": [float(rank < k) for rank in ranks]
+        for name, ranks in (("text", texts), ("image", images))
+        for k in (1, 5, 10)
+    }
+
+
+def judged(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """The mean grade of every answer that a judge graded; nothing while there are none."""
+    graded = [mean(row.meta["grades"]) for row in rows if row.meta.get("grades")]
+    return {"": graded} if graded else {}
+
+
+def contains_truth(said: str, truths: Iterable[str]) -> float:
+    """1 if one of the alternatives (``<OR>``) is in the answer with all of its parts (``<AND>``), whatever its case.
+
+    A rule for ViP-Bench that needs no judge. It misses right answers in other words.
+    """
+    said = said.casefold()
+    alternatives = [one for truth in truths for one in truth.split("<OR>")]
+    return float(any(all(part.strip().casefold() in said for part in one.split("<AND>")) for one in alternatives))
+
+
+def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], float]) -> Callable[..., dict[str, float]]:
+    """A measure of rows from one of tokenised captions and their references."""
+
+    def measure_captions(rows: Sequence[Row]) -> dict[str, float]:
+        said = [caption_tokens(row.said) for row in rows]
+        return {"": metric(said, [[caption_tokens(truth) for truth in row.truths] for row in rows])}
+
+    return measure_captions
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("share of answers that equal a true one", rows=each(exact)),
+    "relaxed_accuracy": Metric("share of answers that begin or end with a true one", rows=each(relaxed)),
+    "two_by_two": Metric(
+        "whether both pictures get their own caption, and both captions their picture", rows=two_by_two
+    ),
+    "preferred": Metric("share of pairs in which the preferred picture scores higher", rows=preferred),
+    "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
+    "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
+    "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall),
+    "cider": Metric("CIDEr-D of captions", whole=captions(cider), percent=False),
+    "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
+    "bleu_4": Metric("BLEU-4 of captions", whole=captions(bleu)),
+    "rouge_l": Metric("ROUGE-L of captions", whole=captions(rouge_l)),
+}
+"""Every metric, by the name that a task gives it."""
+
+CLEANERS: dict[str, Callable[[str], str]] = {}
+"""What is done to an answer before it is measured, by the name that a task gives it."""

@@ -1,0 +1,122 @@
+"""Answers on disk: a line of JSON for each record, written as they come, so that a killed run goes on where it was.
+
+    OUT/run.json                       what was asked of whom: model, tasks with every setting
+    OUT/predictions/xgqa/de.jsonl      {"id", "images", "prompt", "answer", "truths", "language", "meta"} or "error";
+                                       of what is compared {"id", "images", "texts", "scores", "meta"};
+                                       of retrieval {"id", "images", "texts", "text_rank", "image_ranks"}
+    OUT/results.json, OUT/report.html  made of these alone
+
+Further processes write ``de.1.jsonl`` and so on beside the first one's ``de.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from sightbridge.data.readers.benchmarks.matches import Comparison
+from sightbridge.data.record import Record
+from sightbridge.errors import DataError
+from sightbridge.evaluation.metrics import Row
+from sightbridge.evaluation.task import Part
+from sightbridge.images.load import describe_source
+
+FOLDER = "predictions"
+KEPT_META = ("type", "tags", "rating", "label", "image_id", "question_type", "answer_type", "question", "question_id")
+"""Of an item's ``meta``: what metrics and reports look at."""
+KEYS = (("answer", "truths"), ("texts", "scores"), ("text_rank", "image_ranks"))
+"""What a line has besides its id, by kind of task."""
+
+
+def file_of(part: Part, out: Path, process: int = 0) -> Path:
+    """The file that a process writes a part's answers to."""
+    stem = f"{part.task.name}/{part.name or 'all'}"
+    return out / FOLDER / (f"{stem}.{process}.jsonl" if process else f"{stem}.jsonl")
+
+
+def files_of(part: Part, out: Path) -> list[Path]:
+    """The files of all processes that answered a part."""
+    first = file_of(part, out)
+    others = [path for path in first.parent.glob(f"{first.stem}.*.jsonl") if path.suffixes[-2][1:].isdigit()]
+    return [path for path in [first, *sorted(others)] if path.is_file()]
+
+
+def line_of(record: Record, language: str, answer: str | None, error: str | None = None) -> dict[str, Any]:
+    """What is kept of a record and the answer to it."""
+    truths = record.meta.get("references") or record.meta.get("answers") or [record.turns[-1].text]
+    asked = next((turn.text or "" for turn in reversed(record.turns) if turn.role == "user"), "")
+    line = {
+        "id": record.id,
+        "images": [describe_source(image) for image in record.images],
+        "prompt": asked,
+        "answer": answer,
+        "truths": [text for text in truths if text is not None],
+        "language": language,
+        "meta": {key: record.meta[key] for key in KEPT_META if key in record.meta},
+    }
+    return line | ({"error": error} if error else {})
+
+
+def match_line(item: Comparison, scores: Sequence[Sequence[float]] | None, error: str | None = None) -> dict[str, Any]:
+    """What is kept of a comparison and its scores, a list per picture with one for every text."""
+    line = {
+        "id": item.id,
+        "images": [str(image) for image in item.images],
+        "texts": list(item.texts),
+        "scores": scores,
+        "meta": {key: item.meta[key] for key in KEPT_META if key in item.meta},
+    }
+    return line | ({"error": error} if error else {})
+
+
+def rank_line(record: Record, ranks: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a picture's captions and their ranks."""
+    line = {"id": record.id, "images": [describe_source(image) for image in record.images]}
+    return line | {"texts": list(record.meta["references"])} | ranks
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[TextIO]:
+    """Open a file of answers to write more of them; half a line that a killed run left is taken away first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        with path.open("rb+") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+    with path.open("a", encoding="utf-8") as file:
+        yield file
+
+
+def write_lines(file: TextIO, lines: Iterable[dict[str, Any]]) -> None:
+    """Append lines and hand them to the system at once."""
+    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    file.flush()
+
+
+def read_lines(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Read the lines of several files, but half a last one; raises ``DataError`` for one that is damaged."""
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            for number, text in enumerate(file, start=1):
+                if not text.endswith("\n"):
+                    break
+                try:
+                    line = json.loads(text)
+                    if not any({"id", *keys} <= line.keys() for keys in KEYS):
+                        raise ValueError(f"expected 'id' and {' or '.join(map(', '.join, KEYS))}")
+                except (ValueError, AttributeError, RecursionError) as error:
+                    raise DataError(f"{path}, line {number}: not a line of answers: {error}.") from error
+                yield line
+
+
+def to_row(line: dict[str, Any], clean: Callable[[str], str]) -> Row:
+    """Make what metrics measure of a line without an error."""
+    meta = line.get("meta", {})
+    if "scores" in line:
+        return Row(line["id"], meta=meta, scores=tuple(map(tuple, line["scores"])))
+    if "text_rank" in line:
+        return Row(line["id"], meta=line)
+    return Row(line["id"], clean(line["answer"]), tuple(line["truths"]), line.get("language", "en"), meta)

@@ -1,0 +1,68 @@
+"""Metrics of rows: values by hand, and intervals that hold them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sightbridge.evaluation.metrics import METRICS, Row, measure, preferred, recall, relaxed, two_by_two
+
+
+def answered(*pairs: tuple[str, str]) -> list[Row]:
+    return [Row(str(number), said, (truth,)) for number, (said, truth) in enumerate(pairs)]
+
+
+def test_accuracy_ignores_case_and_outer_spaces_alone() -> None:
+    rows = answered((" Yes", "yes"), ("yes.", "yes"), ("no", "yes"), ("two", "Two "))
+    assert measure("accuracy", rows)["accuracy"].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "value"),
+    [("yes it is", "yes", 1), ("it is yes", "yes", 1), ("no yes no", "yes", 0), ("", "yes", 0), ("Yes", "yes", 1)],
+)
+def test_relaxed_accuracy_looks_at_both_ends(said: str, truth: str, value: float) -> None:
+    assert relaxed(said, [truth]) == value
+
+
+def test_winograd_scores_by_hand_and_ties_are_wrong() -> None:
+    both = Row("0", scores=((0.9, 0.1), (0.2, 0.8)))
+    text_alone = Row("1", scores=((0.9, 0.8), (0.3, 0.4)))  # rows are pictures
+    image_alone = Row("2", scores=((0.4, 0.5), (0.3, 0.9)))
+    ties = Row("3", scores=((0.5, 0.5), (0.5, 0.5)))
+    values = two_by_two([both, text_alone, image_alone, ties])
+    assert values == {"text": [1, 1, 0, 0], "image": [1, 0, 1, 0], "group": [1, 0, 0, 0]}
+
+
+def test_the_preferred_picture_scores_higher_and_a_tie_speaks_for_the_first() -> None:
+    rows = [Row(str(n), scores=((a,), (b,)), meta={"label": label}) for n, (a, b, label) in enumerate(
+        [(0.9, 0.1, 0), (0.9, 0.1, 1), (0.5, 0.5, 0), (0.5, 0.5, 1)]
+    )]  # fmt: skip
+    assert preferred(rows) == {"": [1, 0, 1, 0]}
+
+
+def test_recall_counts_pictures_one_way_and_captions_the_other() -> None:
+    rows = [
+        Row("0", meta={"text_rank": 0, "image_ranks": [0, 7]}),
+        Row("1", meta={"text_rank": 4, "image_ranks": [2]}),
+    ]
+    values = {name: sum(found) / len(found) for name, found in recall(rows).items()}
+    third = 1 / 3
+    assert values == pytest.approx(
+        {"text_r1": 0.5, "text_r5": 1, "text_r10": 1, "image_r1": third, "image_r5": 2 * third, "image_r10": 1}
+    )
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=50))
+def test_the_interval_holds_the_mean_and_is_the_same_every_time(hits: list[bool]) -> None:
+    rows = answered(*(("yes" if hit else "no", "yes") for hit in hits))
+    value = measure("accuracy", rows)["accuracy"]
+    assert value == measure("accuracy", rows)["accuracy"]
+    assert value.value == pytest.approx(sum(hits) / len(hits))
+    assert value.low is not None and value.high is not None
+    assert 0 <= value.low <= value.value + 1e-9 and value.value - 1e-9 <= value.high <= 1
+
+
+def test_every_metric_measures_in_one_way() -> None:
+    assert all((metric.rows is None) != (metric.whole is None) for metric in METRICS.values())
