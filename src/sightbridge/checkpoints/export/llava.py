@@ -119,7 +119,8 @@ def projector_config(job: Job, settings: ModelSettings) -> dict[str, Any]:
         "tune_mm_mlp_adapter": False,
         "freeze_mm_mlp_adapter": False,
         "tokenizer_padding_side": "right",
-        "tokenizer_model_max_length": settings.prompt.max_length or 2048,
+        # of text; an encoder-decoder's max_length counts a picture's places, too
+        "tokenizer_model_max_length": settings.prompt.max_answer_length or settings.prompt.max_length or 2048,
     }
 
 
