@@ -11,7 +11,8 @@ from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
 from sightbridge.errors import SettingsError
-from sightbridge.evaluation.captions import bleu, caption_tokens, cider, rouge_l
+from sightbridge.evaluation.captions import bleu, cider, rouge_l
+from sightbridge.evaluation.tokenize import caption_tokens
 from sightbridge.generation.answer import answer_batch
 from sightbridge.models.vlm import VisionLanguageModel
 

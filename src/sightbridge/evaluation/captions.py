@@ -1,13 +1,12 @@
 """How much captions resemble references: CIDEr-D, BLEU and ROUGE-L, equal to the COCO caption toolkit's.
 
-All take texts that are tokenised already, tokens parted by spaces (see ``caption_tokens``): for every picture one
+All take texts that are tokenised already, tokens parted by spaces (``tokenize.caption_tokens``): for every picture one
 candidate and any number of references.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,12 +17,6 @@ CIDER_SIGMA = 6.0
 """Width of CIDEr-D's penalty on differing lengths (Vedantam et al., CIDEr, 2015)."""
 ROUGE_BETA = 1.2
 """Weight of recall in ROUGE-L's F-measure, as the COCO toolkit sets it."""
-PUNCTUATION = re.compile(r"[^\w\s'-]|(?<!\w)['-]|['-](?!\w)")
-
-
-def caption_tokens(text: str) -> str:
-    """Lower case, without punctuation: the tokens that the toolkit's PTB tokeniser leaves of a plain caption."""
-    return " ".join(PUNCTUATION.sub(" ", text.lower()).split())
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
