@@ -87,7 +87,12 @@ def load_adapter(language_model: nn.Module, folder: Path) -> int:
 
 def adapter_shapes(language_model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of a language model's adapters under the names they have in a PEFT folder."""
-    return {key: tuple(parameter.shape) for key, parameter in _by_key(language_model.model).items()}  # type: ignore[arg-type]
+    return {key: tuple(parameter.shape) for key, parameter in adapter_tensors(language_model).items()}
+
+
+def adapter_tensors(language_model: nn.Module) -> dict[str, Tensor]:
+    """A language model's adapters under the names they have in a PEFT folder."""
+    return _by_key(language_model.get_submodule("model"))
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def check_names(plan: Plan, empty: EmptyModel) -> None:
     if plan.adapter:
         assert empty.adapted is not None, "whoever finds adapters finds their settings"
         wanted = adapter_shapes(empty.adapted)
-        problems += [f"adapters: {problem}" for problem in _compare(_shapes(plan.adapter), wanted, wanted)]
+        problems += [f"adapters: {problem}" for problem in compare(shapes_of(plan.adapter), wanted, wanted)]
     if problems:
         where = " and ".join(supply.named for supply in plan.supplies)
         raise CheckpointError(
@@ -133,11 +133,12 @@ def differences(weights: Weights, model: nn.Module, needed: Iterable[str]) -> li
     there = {id(tensors[name]) for name in weights.infos if name in tensors}
     missing_names = {name for name in needed if id(tensors[name]) not in there and not COUNTED.search(name)}
     known = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    held = {name: shape for name, shape in _shapes(weights).items() if name in known or not COUNTED.search(name)}
-    return _compare(held, known, missing_names | held.keys() & known.keys())
+    held = {name: shape for name, shape in shapes_of(weights).items() if name in known or not COUNTED.search(name)}
+    return compare(held, known, missing_names | held.keys() & known.keys())
 
 
-def _compare(held: Mapping[str, tuple[int, ...]], known: Mapping[str, Any], needed: Iterable[str]) -> list[str]:
+def compare(held: Mapping[str, tuple[int, ...]], known: Mapping[str, Any], needed: Iterable[str]) -> list[str]:
+    """The same for shapes by name."""
     missing = sorted(name for name in needed if name not in held)
     unexpected = sorted(held.keys() - known.keys())
     shaped = [
@@ -209,5 +210,6 @@ def _check_widths(plan: Plan, channels: Any, width: int | None) -> None:
         )
 
 
-def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+def shapes_of(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights."""
     return {name: info.shape for name, info in weights.infos.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
@@ -12,6 +11,9 @@ from torch import nn
 
 from sightbridge.checkpoints.adapter import ADAPTER_CONFIG, load_adapter
 from sightbridge.checkpoints.atomic import existing_folder
+from sightbridge.checkpoints.formats import FORMATS, Found, detect
+from sightbridge.checkpoints.formats.mm_projector import MM_PROJECTOR
+from sightbridge.checkpoints.init_parts import InitReport, fill_from_found, fill_wrapped
 from sightbridge.checkpoints.manifest import (
     ADAPTER,
     MANIFEST,
@@ -25,6 +27,7 @@ from sightbridge.checkpoints.mm_projector import load_mm_projector
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
 from sightbridge.checkpoints.projection import PROJECTION, load_without_projection, why_fresh
 from sightbridge.checkpoints.rest import load_rest, remember_origin
+from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.checkpoints.text_branch import has_text_branch, load_without_text_branch
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
 from sightbridge.errors import CheckpointError, SettingsError
@@ -33,13 +36,8 @@ from sightbridge.models.connectors.qformer import QFormerConnector
 from sightbridge.models.lora import adapted_layers
 from sightbridge.models.parts import trains
 
-
-@dataclass
-class InitReport:
-    """What was taken from a folder and what was left, a line each."""
-
-    taken: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams")
+"""Ends of the names of files that weights are in."""
 
 
 def init_from(
@@ -60,18 +58,33 @@ def init_from(
     ``fresh_projection`` asks for it (mBLIP's ``random_init_projection``); so a bridge learns to lead elsewhere.
 
     Adapters are taken if the model has some of the same kind on the same language model. ``folder`` may also be the
-    PEFT folder of such adapters alone, or a file that holds a connector as LLaVA saves it (see ``mm_projector``).
-    ``parts`` are those to take (``adapters`` too), by default all.
+    PEFT folder of such adapters alone, or a file or folder in any foreign format (``formats.FORMATS``), whose parts are
+    taken by the same rules. ``parts`` are those to take (``adapters`` too), by default all.
+
+    A tower or language model that was converted lies in a folder of its own inside: it fills one of the same build.
 
     Raises ``CheckpointError`` if the folder is no model or damaged, a part there has other weights or shapes than here,
     or not a single part is to be had; ``SettingsError`` for a random projection that would not learn.
     """
     folder = existing_folder(Path(folder).expanduser().resolve())
-    if folder.is_file():
-        return _from_projector_file(model, folder, parts)
+    if (found := _foreign(folder)) is not None:
+        if found.format == MM_PROJECTOR.name:
+            return _from_projector_file(model, folder, parts)
+        return fill_from_found(model, found, parts, fresh_projection, after_another)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / MANIFEST).exists():
         return _from_peft_folder(model, folder)
     return _from_model_folder(model, folder, parts, fresh_projection, after_another)
+
+
+def _foreign(path: Path) -> Found | None:
+    """What a file holds, or a folder in a foreign format; ``None`` for a model folder and for anything else."""
+    if path.is_file():
+        weights = open_weights(path)
+        return detect(weights).read(weights)
+    if (path / MANIFEST).exists() or not any(child.suffix in WEIGHT_FILES for child in path.glob("*")):
+        return None
+    weights = open_weights(path)
+    return detect(weights).read(weights) if any(form.matches(weights) for form in FORMATS.values()) else None
 
 
 def _from_model_folder(
@@ -90,9 +103,7 @@ def _from_model_folder(
         elif not isinstance(part, nn.Module):
             report.left.append(f"{name}: there is no such part here")
         elif entry.file is None:
-            same = fingerprint(part) == entry.fingerprint
-            what = "the same one is here" if same else f"another one is here than that model had ({entry.source})"
-            report.left.append(f"{name}: not stored there; {what}")
+            _take_referenced(part, name, entry, folder, report, must=parts is not None)
         elif not entry.rest and _needs_text_branch(part, path := inner_path(folder, entry.file)):
             if not after_another:
                 raise CheckpointError(
@@ -112,6 +123,18 @@ def _from_model_folder(
     if not report.taken:
         raise CheckpointError(f"{folder}: holds nothing to start this model with ({'; '.join(report.left)}).")
     return report
+
+
+def _take_referenced(
+    part: nn.Module, name: str, entry: PartEntry, folder: Path, report: InitReport, must: bool
+) -> None:
+    """Fill a part from the Hugging Face folder inside the model folder that it was converted into, if there is one."""
+    same = fingerprint(part) == entry.fingerprint
+    if not same and entry.source and Path(entry.source).parent == folder:
+        fill_wrapped(part, name, open_weights(entry.source), report, must)
+        return
+    what = "the same one is here" if same else f"another one is here than that model had ({entry.source})"
+    report.left.append(f"{name}: not stored there; {what}")
 
 
 def _load_first_stage(

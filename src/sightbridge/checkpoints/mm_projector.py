@@ -41,20 +41,25 @@ def load_mm_projector(connector: nn.Module, path: Path) -> tuple[list[str], list
     Raises:
         CheckpointError: the file is damaged or no projector, or belongs to another tower or language model.
     """
+    weights, others = read_mm_projector(path)
+    count = fill_projector(connector, weights, path)
+    return [f"connector: {count:,} weights"], [f"{name}: is no part of a connector" for name in others]
+
+
+@torch.no_grad()
+def fill_projector(connector: nn.Module, weights: dict[str, Tensor], path: Path) -> int:
+    """Fill a connector with the ``weights`` of a projector at ``path``; returns how many; errors as above."""
     if not isinstance(connector, MLPConnector | LinearConnector):
         raise CheckpointError(
             f"{path}: holds an MLP or a linear layer, and the connector here is another one. Set "
             "model.connector.kind=mlp, or start from a model folder."
         )
-    weights, others = read_mm_projector(path)
     wanted = connector.state_dict()
     if problem := _what_differs(weights, wanted):
         raise CheckpointError(f"{path}: {problem}")
-    with torch.no_grad():
-        for name, weight in weights.items():
-            wanted[name].copy_(weight)
-    count = sum(weight.numel() for weight in weights.values())
-    return [f"connector: {count:,} weights"], [f"{name}: is no part of a connector" for name in others]
+    for name, weight in weights.items():
+        wanted[name].copy_(weight)
+    return sum(weight.numel() for weight in weights.values())
 
 
 def read_mm_projector(path: Path) -> tuple[dict[str, Tensor], list[str]]:

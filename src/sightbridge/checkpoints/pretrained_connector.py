@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sightbridge.errors import CheckpointError
 from sightbridge.models.connectors.qformer import QFormerConnector
 
 
-@torch.no_grad()
 def load_part_from_pretraining(connector: QFormerConnector, path: Path, num_heads: int) -> tuple[list[str], list[str]]:
     """Fill a connector from the ``qformer.safetensors`` of a first-stage folder, in place.
 
@@ -36,13 +36,21 @@ def load_part_from_pretraining(connector: QFormerConnector, path: Path, num_head
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    return take_from_pretraining(connector, weights, path, num_heads)
+
+
+@torch.no_grad()
+def take_from_pretraining(
+    connector: QFormerConnector, weights: Mapping[str, Tensor], path: Path, num_heads: int | None
+) -> tuple[list[str], list[str]]:
+    """The same with the ``weights`` of a file that is of any format; ``num_heads`` may not be known then."""
     wanted = {name: weight for name, weight in connector.state_dict().items() if not name.startswith("output.")}
     missing = sorted(wanted.keys() - weights.keys())
     taken = wanted.keys() & weights.keys()
     wrong = sorted(name for name in taken if wanted[name].shape != weights[name].shape)
     needed = (".attention.", "_query.", "input_norm.")  # what a second stage cannot do without
     beyond = sorted(name for name in weights.keys() - wanted.keys() if any(part in name for part in needed))
-    if num_heads != connector.qformer.config.num_attention_heads:
+    if num_heads not in (None, connector.qformer.config.num_attention_heads):
         wrong.append("attention heads")
     problems = [
         f"it {what} {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from sightbridge.checkpoints.weights import load_some, unique_tensors
 from sightbridge.errors import CheckpointError
@@ -32,6 +33,19 @@ def why_fresh(connector: QFormerConnector, path: Path, asked: bool) -> str | Non
             there = file.get_slice("output.weight").get_shape()[0] if "output.weight" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    return _why_unfit(connector, there)
+
+
+def why_fresh_of(connector: QFormerConnector, weights: Mapping[str, Tensor], asked: bool) -> str | None:
+    """The same of the ``weights`` of a file of any format, which may have no projection at all."""
+    if asked:
+        return "training.fresh_projection asks for it"
+    if "output.weight" not in weights:
+        return "there is none in the file"
+    return _why_unfit(connector, len(weights["output.weight"]))
+
+
+def _why_unfit(connector: QFormerConnector, there: int | None) -> str | None:
     here = connector.output.out_features
     if there is None or there == here:
         return None

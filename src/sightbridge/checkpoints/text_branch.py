@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sightbridge.errors import CheckpointError
 from sightbridge.models.connectors.qformer import QFormerConnector
@@ -25,13 +27,17 @@ def has_text_branch(path: Path) -> bool:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
-@torch.no_grad()
 def load_without_text_branch(connector: QFormerConnector, path: Path) -> list[str]:
     """Fill a connector that reads questions from the file of one that does not; its text branch stays as it is.
 
     Returns what was taken and what stays, a line each. Raises ``CheckpointError`` if anything else differs.
     """
-    weights = load_file(path)
+    return take_without_text_branch(connector, load_file(path), path)
+
+
+@torch.no_grad()
+def take_without_text_branch(connector: QFormerConnector, weights: Mapping[str, Tensor], path: Path) -> list[str]:
+    """The same with the ``weights`` of a file that is of any format."""
     wanted = {name: weight for name, weight in connector.state_dict().items() if not TEXT_BRANCH.match(name)}
     shapes = {name: tuple(weight.shape) for name, weight in wanted.items()}
     differing = sorted(name for name, weight in weights.items() if shapes.pop(name, None) != tuple(weight.shape))

@@ -200,12 +200,12 @@ def _referenced_tower(
     dtypes = {name.removeprefix(INNER): tensor.dtype for name, tensor in used.state_dict().items()}
     _check_same(found, dtypes, entry, folder, settings.source, "vision_tower")
     if settings.image_size not in (None, config.image_size):
-        found |= _resampled_positions(found, config, settings.image_size)
+        found |= resampled_positions(found, config, settings.image_size)
         model = empty_vision_model(type(config).from_dict({**config.to_dict(), "image_size": settings.image_size}))
     return found, model, used.layers
 
 
-def _resampled_positions(found: Mapping[str, Stored], config: Any, image_size: int) -> dict[str, Stored]:
+def resampled_positions(found: Mapping[str, Stored], config: Any, image_size: int) -> dict[str, Stored]:
     """The position table for pictures of another size, as ``resize_positions`` makes it for the model."""
     embeddings = {name: stored for name, stored in found.items() if name.startswith("embeddings.")}
     model = _build_vision_model(config, num_hidden_layers=0)

@@ -1,0 +1,191 @@
+"""Runs start from files in foreign formats, and from folders that were converted from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blip2_files import find, merge
+from llava_files import original, write_folder
+from torch import nn
+
+from foreign_files import OPT_HEADS, lavis, write_lavis, write_tokenizer
+from sightbridge.checkpoints.convert import convert
+from sightbridge.checkpoints.init_from import init_from
+from sightbridge.checkpoints.init_parts import fill_from_found
+from sightbridge.config.model import ModelSettings
+from sightbridge.errors import CheckpointError, SettingsError
+from sightbridge.models.build import build_model
+from sightbridge.models.vision_tower import resample_positions
+from sightbridge.models.vlm import VisionLanguageModel
+
+FOUR = {"num_attention_heads": 4}
+HEADS: dict[str, Any] = {"vision_tower": {"config": FOUR}, "connector": {"num_heads": 4}}
+OPT: dict[str, Any] = HEADS | {"language_model": {"config": FOUR}}
+TWO: dict[str, Any] = {"vision_tower": {"config": {"num_attention_heads": 2}}}
+
+
+def fresh(path: Path, *changes: dict[str, Any]) -> VisionLanguageModel:
+    """A model with random weights, built like the one in a file but for ``changes``."""
+    settings = find(path).settings
+    for change in changes:
+        settings = merge(settings, change)
+    return build_model(ModelSettings.model_validate(settings), seed=3)
+
+
+@pytest.fixture
+def opt(tmp_path: Path) -> Path:
+    return write_lavis(tmp_path / "blip2_opt.pth", "stage2_opt_prompt")
+
+
+def state() -> dict[str, torch.Tensor]:
+    return lavis("stage2_opt_prompt")["state_dict"]
+
+
+def weight(module: Any, name: str) -> torch.Tensor:
+    return module.state_dict()[name]
+
+
+def test_every_part_of_a_file_is_taken(opt: Path) -> None:
+    model = fresh(opt, OPT)
+    report = init_from(model, opt)
+    assert [line.partition(":")[0] for line in report.taken] == ["vision_tower", "language_model", "connector"]
+    assert torch.equal(weight(model.connector, "queries"), state()["query_tokens"])
+    assert torch.equal(weight(model.connector, "output.weight"), state()["opt_proj.weight"])
+    theirs = state()["opt_model.model.decoder.layers.0.fc1.weight"]
+    assert torch.equal(weight(model.language_model, "model.model.decoder.layers.0.fc1.weight"), theirs)
+    theirs = state()["visual_encoder.blocks.1.mlp.fc1.weight"]
+    assert torch.equal(weight(model.vision_tower, "model.encoder.layers.1.mlp.fc1.weight"), theirs)
+    for part in (model.vision_tower, model.connector, model.language_model):
+        assert part.filled_by_init_from  # or a saved folder would not have these weights
+
+
+def test_a_part_that_is_there_already_is_not_taken_again(opt: Path) -> None:
+    model = fresh(opt, OPT)
+    init_from(model, opt)
+    again = init_from(model, opt)
+    assert [line.partition(":")[0] for line in again.taken] == ["connector"]
+    assert again.left == ["vision_tower: the same one is here", "language_model: the same one is here"]
+
+
+def test_only_the_parts_asked_for_are_taken(opt: Path) -> None:
+    model = fresh(opt, OPT)
+    before = weight(model.language_model, "model.lm_head.weight").clone()
+    report = init_from(model, opt, ["connector"])
+    assert len(report.taken) == 1
+    assert "language_model: not asked for (training.init_parts)" in report.left
+    assert torch.equal(weight(model.language_model, "model.lm_head.weight"), before)
+
+
+def test_a_language_model_of_another_build_is_left_and_the_projection_to_it_stays_fresh(opt: Path) -> None:
+    model = fresh(opt, OPT, {"language_model": {"config": {"hidden_size": 48, "word_embed_proj_dim": 48}}})
+    model.requires_grad_(False)
+    with pytest.raises(SettingsError, match=r"let it train, training\.parts\.connector\.train=full"):
+        init_from(model, opt)
+    model.connector.requires_grad_(True)
+    report = init_from(model, opt)
+    assert any(line.startswith("language_model: another one is here than there") for line in report.left)
+    assert any(
+        "its projection, which begins with random weights: it leads to a language" in line for line in report.left
+    )
+    assert torch.equal(weight(model.connector, "queries"), state()["query_tokens"])
+    with pytest.raises(CheckpointError, match=r"training.init_parts=\[connector\]"):
+        init_from(model, opt, ["language_model"])
+
+
+def test_a_part_that_is_half_there_is_an_error_that_lists_what_is_missing_by_class(tmp_path: Path, opt: Path) -> None:
+    model = fresh(opt, OPT)
+    for missing, message in [
+        ("visual_encoder.blocks.1.", r"vision tower .*: \d+ missing: encoder.layers.1"),
+        ("opt_model.model.decoder.layers.1.", r"language model .* missing: model.decoder.layers.1"),
+        ("Qformer.bert.encoder.layer.0.output_query.", r"connector .* missing: qformer.encoder.layer.0.output_query"),
+    ]:
+        path = write_lavis(tmp_path / "half.pth", "stage2_opt_prompt", without=(missing,))
+        with pytest.raises(CheckpointError, match=message):
+            init_from(model, path)
+
+
+def test_a_first_stage_leads_to_a_second(tmp_path: Path, opt: Path) -> None:
+    first = write_lavis(tmp_path / "blip2_pretrained.pth", "stage1_loss_plain")
+    qformer = find(first).settings["qformer"]
+    same = {key: qformer[key] for key in ("num_queries", "hidden_size", "num_layers", "intermediate_size")}
+    tower = merge(find(first).settings["vision_tower"], {"config": FOUR})
+    model = fresh(opt, OPT, {"vision_tower": tower, "connector": same})
+    projection = weight(model.connector, "output.weight").clone()
+    report = init_from(model, first)
+    theirs = lavis("stage1_loss_plain")["state_dict"]
+    assert torch.equal(weight(model.connector, "queries"), theirs["query_tokens"])
+    assert torch.equal(weight(model.connector, "output.weight"), projection)
+    assert any("is of no use here" in line for line in report.left)
+
+
+def test_another_number_of_heads_in_the_connector_is_not_overlooked(opt: Path) -> None:
+    found = find(opt)
+    known = replace(found, settings=merge(found.settings, {"connector": {"num_heads": 4}}))
+    model = fresh(opt, OPT, {"connector": {"num_heads": 2}})
+    with pytest.raises(CheckpointError, match=r"has 4 attention heads, .* here 2\. Set model\.connector\.num_heads=4"):
+        fill_from_found(model, known, ["connector"], fresh_projection=False, after_another=False)
+
+
+def test_position_tables_of_another_picture_size_are_resampled(opt: Path) -> None:
+    model = fresh(opt, OPT, {"vision_tower": {"config": {"image_size": 84}}, "image": {"size": 84}})
+    init_from(model, opt, ["vision_tower"])
+    whole = fresh(opt, OPT)
+    init_from(whole, opt, ["vision_tower"])
+    ours, theirs = model.vision_tower.model.state_dict(), whole.vision_tower.model.state_dict()
+    table = "embeddings.position_embedding"
+    assert torch.equal(ours[table], resample_positions(whole.vision_tower.model, theirs.pop(table), 84))
+    for name, expected in theirs.items():
+        assert torch.equal(ours[name], expected), name
+
+
+def test_a_llava_folder_with_more_blocks_than_the_tower_here(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "vip", *original("vip_tiny"), "safetensors")
+    model = fresh(path, TWO)
+    report = init_from(model, path)
+    assert len(report.taken) == 3
+    theirs = original("vip_tiny")[0]["model.mm_projector.clip_layernorm.weight"]
+    assert torch.equal(weight(model.connector, "input_norm.weight"), theirs)
+
+
+def test_flant5_keeps_a_head_of_its_own(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "flant5", *original("clipt5_tiny"), "bin in two")
+    model = fresh(path, TWO)
+    init_from(model, path)
+    head = weight(model.language_model, "model.lm_head.weight")
+    assert torch.equal(head, original("clipt5_tiny")[0]["lm_head.weight"])
+    assert not torch.equal(head, weight(model.language_model, "model.shared.weight"))
+
+
+def test_parts_inside_a_converted_folder_fill_those_of_the_same_build(tmp_path: Path, opt: Path) -> None:
+    words = str(write_tokenizer(tmp_path / "words", 47))
+    folder = convert(opt, tmp_path / "converted", tokenizer=words, settings=OPT_HEADS).folder
+    model = fresh(opt, OPT)
+    report = init_from(model, folder)
+    assert [line.partition(":")[0] for line in report.taken] == ["vision_tower", "connector", "language_model"]
+    theirs = state()["opt_model.model.decoder.layers.0.fc1.weight"]
+    assert torch.equal(weight(model.language_model, "model.model.decoder.layers.0.fc1.weight"), theirs)
+    again = init_from(model, folder)
+    assert "language_model: not stored there; the same one is here" in again.left
+    wide = fresh(opt, OPT, {"language_model": {"config": {"hidden_size": 48, "word_embed_proj_dim": 48}}})
+    left = init_from(wide, folder).left
+    assert any(line.startswith("language_model: another one is here than there") for line in left)
+
+
+class Bridgeless(nn.Module):
+    """A model that nothing fits."""
+
+
+def test_what_is_of_no_use_is_told(opt: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"holds nothing to start this model with \(vision_tower: there is no such"
+    ):
+        init_from(Bridgeless(), opt)
+    torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"of no known format. It has 1 weights: fc.weight"):
+        init_from(Bridgeless(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="no such model folder"):
+        init_from(Bridgeless(), tmp_path / "nothing")
