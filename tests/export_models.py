@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from sightbridge.checkpoints.connector_text import open_connector_text
-from sightbridge.checkpoints.folder import AnyProcessor, load_any_model, save_model
+from sightbridge.checkpoints.folder import load_any_model, save_model
 from sightbridge.config.model import ModelSettings
 from sightbridge.config.qformer_recipe import QFormerModelSettings
 from sightbridge.data.processor import Processor
@@ -17,7 +17,6 @@ from sightbridge.data.qformer_processor import QFormerProcessor, load_caption_to
 from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.models.build import build_model
 from sightbridge.models.build_qformer import build_qformer_model
-from sightbridge.models.kinds import AnyModel
 from small_models import LLAMA, TOKENIZERS, TOWER
 
 EVA = {
@@ -124,22 +123,20 @@ def make_processor_for(model: Any, settings: ModelSettings) -> Processor:
     )
 
 
-def save(
-    kind: str, folder: Path, trained: tuple[str, ...] = ("connector",), seed: int = 1, **changes: Any
-) -> tuple[AnyModel, AnyProcessor]:
+def save(kind: str, folder: Path, trained: tuple[str, ...] = ("connector",), **changes: Any) -> tuple[Any, Any]:
     """Write a model of ``KINDS`` into ``folder``, and load it again; ``changes`` go into its settings' groups."""
     content = {group: {**values, **changes.get(group, {})} for group, values in KINDS[kind].items()}
     content |= {group: values for group, values in changes.items() if group not in content}
     content.setdefault("image", {"size": 28})
     settings = ModelSettings.model_validate(content)
-    model = build_model(settings, seed=seed)
+    model = build_model(settings, seed=1)
     for name in ("vision_tower", "connector", "language_model"):
         shake(model.get_submodule(name), getattr(getattr(settings, name), "source", None) is not None)
     save_model(model, make_processor_for(model, settings), settings, folder, trained_parts=trained)
     return load_any_model(folder)
 
 
-def save_stage1(folder: Path) -> tuple[AnyModel, AnyProcessor]:
+def save_stage1(folder: Path) -> tuple[Any, Any]:
     """The same of a first stage."""
     settings = QFormerModelSettings.model_validate(STAGE1)
     model = build_qformer_model(settings, seed=1)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from export_models import CLIP, EVA, KINDS, clip_folder, save, save_stage1
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from export_models import CLIP, EVA, KINDS, clip_folder, save, save_stage1
 from sightbridge.batch import Batch
 from sightbridge.checkpoints.export import export_model
 from sightbridge.checkpoints.export.tokens import end_ids
@@ -257,6 +257,27 @@ def test_the_cards_own_lines_run(kind: str, tmp_path: Path, capsys: pytest.Captu
     assert told.startswith("The processor makes the same ids") == same
     # LLaVA tokenises what follows a picture on its own, so that it begins with the start of a word.
     assert same == ("blip2" in kind) and (same or "['▁'] is [] there" in told)
+
+
+@pytest.mark.parametrize("kind", ["blip2-t5", "vip", "first stage"])
+def test_verifying_writes_what_it_measured_into_the_card(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters apart as well; and an export that would answer otherwise is not left behind."""
+    if kind == "first stage":
+        save_stage1(tmp_path / "m")
+    else:
+        save(kind, tmp_path / "m", ("connector", "language_model"), lora={"preset": "lora"})
+    done = export_model(tmp_path / "m", tmp_path / "hf", "hf", verify=True)
+    card = (done.folder / "README.md").read_text()
+    measured = re.search(r"differ from the model here by at most (\S+) \(", card)
+    print(f"{kind}: the card says {measured and measured[1]}")
+    assert measured and float(measured[1]) < 1e-4
+    export_model(tmp_path / "m", tmp_path / "half", "hf", verify=True, dtype="bfloat16")
+    monkeypatch.setattr("sightbridge.checkpoints.export.verify.TOLERANCE", {torch.float32: -1.0})
+    with pytest.raises(CheckpointError, match=r"answers otherwise than the model here.*Nothing was written"):
+        export_model(tmp_path / "m", tmp_path / "wrong", "hf", verify=True)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_another_type(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from export_models import EVA, KINDS, clip_folder, save, save_stage1
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Blip2VisionConfig, Blip2VisionModel
 
+from export_models import EVA, KINDS, clip_folder, save, save_stage1
 from sightbridge.checkpoints.convert import convert
 from sightbridge.checkpoints.export import export_model
 from sightbridge.checkpoints.folder import load_any_model

@@ -31,6 +31,9 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16 for all weights.", show_default=False)
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With hf: load both models and compare their logits; needs their memory.")
+    ] = False,
     source: Annotated[
         list[str] | None,
         typer.Option(help="PART=FOLDER: where a referenced part lies now. May be repeated.", show_default=False),
@@ -68,6 +71,7 @@ def export(
             merge=merge,
             dtype=dtype,
             sources=_pairs(source or []),
+            verify=verify,
             on_tensor=lambda name: status.update(f"writing {name}"),
         )
     shown = console()

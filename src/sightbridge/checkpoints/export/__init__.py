@@ -49,6 +49,7 @@ def export_model(
     merge: bool = False,
     dtype: str | None = None,
     sources: Mapping[str, str] | None = None,
+    verify: bool = False,
     on_tensor: Callable[[str], None] | None = None,
 ) -> Exported:
     """Write a model folder as another project's, one tensor in memory at a time, with a model card.
@@ -60,6 +61,8 @@ def export_model(
         merge: put adapters into the language model's weights; otherwise they stay apart where the layout can do so.
         dtype: type of all weights; ``None`` leaves each as its file has it.
         sources: part -> folder or hub name, for referenced parts that lie elsewhere now.
+        verify: with ``hf``, also load the export and the model, one after the other, and compare their logits; the
+            model card then says how far they are apart.
         on_tensor: called with the name of each tensor that is written.
 
     Raises:
@@ -73,6 +76,8 @@ def export_model(
         raise SettingsError(
             f"--dtype: unknown type '{dtype}'. Known: {', '.join(DTYPES)}.{nearest(dtype, list(DTYPES))}"
         )
+    if verify and to != "hf":
+        raise SettingsError("--verify: only exports for transformers (--to hf) can be loaded here and compared")
     folder = existing_folder(Path(folder).expanduser().resolve())
     target = new_folder(out)
     manifest = read_manifest(folder)
@@ -82,7 +87,9 @@ def export_model(
     if dtype:
         weights = weights.in_type(DTYPES[dtype])
     with weights, atomic_folder(target) as writing:
-        job = Job(folder, target, weights.manifest, weights, load_any_processor(folder), on_tensor)
+        job = Job(
+            folder, target, weights.manifest, weights, load_any_processor(folder), sources or {}, verify, on_tensor
+        )
         written = TARGETS[to].write(job, writing)
         write_card(job, written, writing)
     return Exported(target, written)

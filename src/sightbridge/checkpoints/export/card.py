@@ -58,7 +58,7 @@ def _front_matter(job: Job, written: Written) -> list[str]:
 def _what(job: Job, written: Written) -> str:
     settings = job.manifest.settings
     kind = "A vision-language model" if isinstance(settings, ModelSettings) else "BLIP-2's first stage"
-    return f"{kind} that [sightbridge](https://github.com/sightbridge/sightbridge) trained or read, as {written.what}."
+    return f"{kind} that sightbridge trained or read, as {written.what}."
 
 
 def _parts(job: Job) -> list[str]:

@@ -16,6 +16,7 @@ from sightbridge.checkpoints.export.hf_llava import plan_llava
 from sightbridge.checkpoints.export.hf_plan import Plan
 from sightbridge.checkpoints.export.job import Job, Written, cannot
 from sightbridge.checkpoints.export.pictures import BACKEND_NOTE
+from sightbridge.checkpoints.export.verify import verify
 from sightbridge.checkpoints.formats.hf_blip2 import EXTRAS
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.manifest import AnyManifest
@@ -56,6 +57,8 @@ def write_hf(job: Job, folder: Path) -> Written:
     if adapter:
         notes += (write_hf_adapter(job, folder, plan.class_name),)
         load += '\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained(model, f"{FOLDER}/adapter")'
+    if job.verify:
+        notes = (verify(job, folder, plan.class_name, plan.config.image_token_index), *notes)
     return Written(f"`{plan.class_name}` of transformers", load, (*notes, BACKEND_NOTE), plan.tags)
 
 

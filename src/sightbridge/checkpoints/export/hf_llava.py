@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import LlavaConfig, LlavaProcessor, VipLlavaConfig
@@ -80,7 +80,7 @@ def plan_llava(job: Job) -> Plan:
     )
 
 
-def choose_features(job: Job, name: str, settings: ModelSettings) -> tuple[str, Any]:
+def choose_features(job: Job, name: str, settings: ModelSettings) -> tuple[Literal["default", "full"], Any]:
     """How the class says which positions and hidden states of the tower are read."""
     weights = job.weights
     prefix, _ = count_positions(weights.vision_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ class Job:
         manifest: of that folder.
         weights: those parts that the target asked for, adapters inside or beside the language model.
         processor: tokenizer, template and image transform.
+        sources: part -> folder or hub name, for referenced parts that lie elsewhere now.
+        verify: whether to load what was written and compare it with the model.
         on_tensor: called with the name of each tensor that is written.
     """
 
@@ -30,6 +32,8 @@ class Job:
     manifest: AnyManifest
     weights: FolderWeights
     processor: AnyProcessor
+    sources: Mapping[str, str]
+    verify: bool = False
     on_tensor: Callable[[str], None] | None = None
 
 

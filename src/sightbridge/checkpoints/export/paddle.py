@@ -67,7 +67,9 @@ def _config(job: Job, family: str | None) -> dict[str, Any]:
         options = check_connector(settings.connector)
         assert isinstance(options, QFormerOptions)
         source = job.manifest.parts["language_model"].source
-        text = source if source and family in source.lower() else family  # PaddleMIX looks for the family in the name
+        text = (
+            source if source and str(family) in source.lower() else family
+        )  # PaddleMIX looks for the family in the name
     else:
         options, text = check_qformer(settings.qformer), "facebook/opt-2.7b"
     depth = job.weights.layers[0] if job.weights.layers else vision.num_hidden_layers
