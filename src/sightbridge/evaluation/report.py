@@ -9,13 +9,11 @@ from typing import Any
 
 from sightbridge.config.load import write_atomically
 from sightbridge.config.task import TaskSettings
-from sightbridge.errors import ImageError
 from sightbridge.evaluation.metrics import METRICS
 from sightbridge.evaluation.predictions import files_of, read_lines, to_row
 from sightbridge.evaluation.results import cleaner, show
 from sightbridge.evaluation.task import Task
-from sightbridge.images.load import load_image
-from sightbridge.pages import data_url, render
+from sightbridge.pages import render, thumbnail
 from sightbridge.text.turns import IMAGE_MARKER
 
 REPORT = "report.html"
@@ -87,7 +85,7 @@ def _examples(task: Task, out: Path) -> list[dict[str, Any]]:
         lines = [line for line, row in measured if row.truths and metric.rows([row])[""][0] < 0.5]
     return [
         {
-            "pictures": list(_pictures(line["images"])),
+            "pictures": [url for name in line["images"] if (url := thumbnail(name))],
             "question": line["prompt"].replace(IMAGE_MARKER, "").strip(),
             "said": line["answer"] or "(nothing)",
             "truth": "true: " + " / ".join(line["truths"][:MOST_TRUTHS]) if line["truths"] else "",
@@ -95,12 +93,3 @@ def _examples(task: Task, out: Path) -> list[dict[str, Any]]:
         }
         for line in lines[:EXAMPLES]
     ]
-
-
-def _pictures(names: list[str]) -> Iterator[str]:
-    """The pictures that are still there."""
-    for name in names:
-        try:
-            yield data_url(load_image(name))
-        except ImageError:
-            continue

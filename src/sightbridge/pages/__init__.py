@@ -7,7 +7,9 @@ import io
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from PIL.Image import Image
+
+from sightbridge.errors import ImageError
+from sightbridge.images.load import ImageSource, load_image
 
 THUMBNAIL = 320
 """Longest side of a picture on a page, in pixels."""
@@ -22,10 +24,13 @@ def render(package: str, template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def data_url(picture: Image, side: int = THUMBNAIL) -> str:
-    """A picture, made smaller, as an address that is the picture itself."""
-    small = picture.convert("RGB")
-    small.thumbnail((side, side))
+def thumbnail(source: ImageSource, side: int = THUMBNAIL) -> str | None:
+    """A picture, made smaller, as an address that is the picture itself; ``None`` if it cannot be opened."""
+    try:
+        picture = load_image(source)
+    except ImageError:
+        return None
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=85)
+    picture.save(buffer, format="JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

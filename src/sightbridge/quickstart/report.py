@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sightbridge.config.load import write_atomically
 from sightbridge.data.scenes.language import language_name
+from sightbridge.pages import render
 from sightbridge.quickstart.accuracy import Answered
 from sightbridge.text.turns import IMAGE_MARKER
 from sightbridge.training.charts import Panel, draw_panels
@@ -27,12 +26,9 @@ def write_report(
     commands: list[str],
 ) -> None:
     """Write the report of a quickstart; it loads nothing from anywhere else."""
-    templates = Environment(
-        loader=PackageLoader("sightbridge.quickstart", "."), autoescape=True, undefined=StrictUndefined
-    )
-    templates.filters["percent"] = lambda share: f"{100 * share:.0f} %"
-    templates.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\u202f")
-    html = templates.get_template("report.html.jinja").render(
+    html = render(
+        "sightbridge.quickstart",
+        "report.html.jinja",
         results=results,
         language_name=language_name,
         curves=base64.b64encode(_curves(history)).decode(),

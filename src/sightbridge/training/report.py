@@ -7,26 +7,21 @@ goes on. It loads nothing from anywhere else.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sightbridge.config.evaluation import UNMARKED
 from sightbridge.config.load import write_atomically
-from sightbridge.errors import DataError, ImageError
-from sightbridge.images.load import load_image
+from sightbridge.errors import DataError
+from sightbridge.pages import render, thumbnail
 from sightbridge.training.charts import draw_panels, run_panels
 from sightbridge.training.run_folder import ENVIRONMENT, SETTINGS
 from sightbridge.training.samples import SAMPLES
 
 REPORT, CURVES = "report.html", "curves.png"
-THUMBNAIL = 320
-"""Longest side of a sample picture in the page, in pixels."""
 
 
 def write_run_report(folder: Path) -> Path:
@@ -42,10 +37,9 @@ def write_run_report(folder: Path) -> Path:
     (folder / CURVES).write_bytes(curves)
     settings = (folder / SETTINGS).read_text(encoding="utf-8")
     environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    templates = Environment(
-        loader=PackageLoader("sightbridge.training", "."), autoescape=True, undefined=StrictUndefined
-    )
-    page = templates.get_template("report.html.jinja").render(
+    page = render(
+        "sightbridge.training",
+        "report.html.jinja",
         name=folder.name,
         figures=_figures(history),
         tables=tables_of_parts(history),
@@ -134,16 +128,5 @@ def _parts(line: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _sample(line: dict[str, Any]) -> dict[str, Any]:
-    """A sample with its pictures as small PNGs; one that is not there any more is left out."""
-    return line | {"pictures": [png for source in line["images"] if (png := _thumbnail(source))]}
-
-
-def _thumbnail(source: str) -> str | None:
-    try:
-        image = load_image(source)
-    except ImageError:
-        return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, format="png")
-    return base64.b64encode(file.getvalue()).decode()
+    """A sample with its pictures made small; one that is not there any more is left out."""
+    return line | {"pictures": [url for source in line["images"] if (url := thumbnail(source))]}
