@@ -339,6 +339,23 @@ def test_a_bridge_of_a_model_folder_leads_to_another_language_model_of_the_same_
     assert torch.equal(model.connector.queries, load_file(whole / "connector.safetensors")["queries"])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("start", ["stage1_loss_plain", "stage2_opt_prompt"])
+def test_what_trained_of_a_connector_is_completed_by_what_its_training_started_from(start: str, tmp_path: Path) -> None:
+    lm = language_model_alone(tmp_path, "opt")
+    begun = write_lavis(tmp_path / "begun.pth", start)
+    width = lavis(start)["state_dict"]["query_tokens"].shape[-1]
+    trained = {"llm_proj.weight": torch.ones(40, width), "llm_proj.bias": torch.ones(40)}
+    torch.save({"model": trained, "epoch": 3}, tmp_path / "checkpoint_3.pth")
+    flags = {"vision": str(begun), "language_model": str(lm), "settings": [TOWER_HEADS, *BRIDGE_ALONE]}
+    with pytest.raises(CheckpointError, match=r"only what was trained of the connector; .*--bridge FILE"):
+        convert(tmp_path / "checkpoint_3.pth", tmp_path / "out", **flags)
+    out = convert(tmp_path / "checkpoint_3.pth", tmp_path / "out", bridge=str(begun), **flags).folder
+    bridge = load_file(out / "connector.safetensors")
+    assert torch.equal(bridge["output.weight"], trained["llm_proj.weight"])
+    assert torch.equal(bridge["queries"], lavis(start)["state_dict"]["query_tokens"])
+    load_model(out)
+
+
 def test_a_loaded_language_model_is_transformers_own(tmp_path: Path) -> None:
     out = convert_lavis(tmp_path, "opt")
     language_model = AutoModelForCausalLM.from_pretrained(out / "language_model")

@@ -175,6 +175,19 @@ def test_parts_inside_a_converted_folder_fill_those_of_the_same_build(tmp_path: 
     assert any(line.startswith("language_model: another one is here than there") for line in left)
 
 
+def test_what_trained_of_a_connector_goes_over_what_its_training_started_from(tmp_path: Path, opt: Path) -> None:
+    projection = {"llm_proj.weight": torch.ones_like(state()["opt_proj.weight"]), "llm_proj.bias": torch.ones(40)}
+    torch.save({"model": projection, "epoch": 3}, tmp_path / "checkpoint_3.pth")
+    model = fresh(opt, OPT)
+    with pytest.raises(CheckpointError, match=r"only what was trained of a connector .*init_from=\[START,THIS\]"):
+        init_from(model, tmp_path / "checkpoint_3.pth")
+    init_from(model, opt)
+    report = init_from(model, tmp_path / "checkpoint_3.pth", after_another=True)
+    assert "the rest as it was before" in report.taken[0]
+    assert torch.equal(weight(model.connector, "output.bias"), torch.ones(40))
+    assert torch.equal(weight(model.connector, "queries"), state()["query_tokens"])
+
+
 class Bridgeless(nn.Module):
     """A model that nothing fits."""
 

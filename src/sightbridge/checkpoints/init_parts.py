@@ -187,6 +187,9 @@ def _fill_qformer_connector(
             )
         report.taken += take_without_text_branch(connector, weights, path)
         return
+    if found.partial:
+        _fill_what_trained(connector, found, weights, after_another, report)
+        return
     reason = why_fresh_of(connector, weights, fresh_projection)
     if reason is None:
         _copy_all(connector, "connector", weights, found)
@@ -202,6 +205,25 @@ def _fill_qformer_connector(
     _copy_all(connector, "connector", others, found, besides=PROJECTION)
     report.taken.append(f"connector: {sum(weight.numel() for weight in others.values()):,} weights")
     report.left.append(f"connector: its projection, which begins with random weights: {reason}")
+
+
+@torch.no_grad()
+def _fill_what_trained(
+    connector: QFormerConnector, found: Found, weights: dict[str, Tensor], after_another: bool, report: InitReport
+) -> None:
+    """Lay what trained of a connector over what the file in front of this one has filled it with."""
+    if not after_another:
+        raise CheckpointError(
+            f"training.init_from: {found.weights.path} holds only what was trained of a connector "
+            f"({found.what}). Give the file that its training started from in front of it, init_from=[START,THIS]."
+        )
+    wanted = unique_tensors(connector)
+    if problems := differences(Weights.of(weights, found.weights.path), connector, ()):
+        raise CheckpointError(f"{found.weights.path}: the connector here is built otherwise: {'; '.join(problems)}.")
+    for key, weight in weights.items():
+        wanted[key].copy_(weight)
+    count = sum(weight.numel() for weight in weights.values())
+    report.taken.append(f"connector: {count:,} weights, the rest as it was before")
 
 
 @torch.no_grad()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sightbridge.checkpoints.key_map import JoinedWeights
 from sightbridge.checkpoints.part_settings import (
     fill_from_tower,
     given,
@@ -20,7 +21,16 @@ from sightbridge.checkpoints.part_settings import (
     use_weights,
 )
 from sightbridge.checkpoints.sources.base import Weights
-from sightbridge.checkpoints.supply import FLAGS, PREFIXES, WORDS, Supply, open_several, part_of, read_any
+from sightbridge.checkpoints.supply import (
+    FLAGS,
+    PREFIXES,
+    WORDS,
+    Supply,
+    as_second_stage,
+    open_several,
+    part_of,
+    read_any,
+)
 from sightbridge.checkpoints.usual import bridge_widths, usual
 from sightbridge.config.model import ModelSettings
 from sightbridge.config.problems import validate
@@ -81,6 +91,8 @@ def make_plan(source: str | None, flags: Flags, overrides: Sequence[str] = ()) -
     """
     main = Supply(source, read_any(Path(source).expanduser())) if source else None
     bridge = _open(flags.bridge, "connector", flags.later_wins, main)
+    if main and main.found and main.found.partial:
+        bridge = _complete(main, bridge)
     with_bridge = bridge or main
     kind = with_bridge.found.kind if with_bridge and with_bridge.found else "generation"
     part_names = ["vision_tower", BRIDGES[kind]] + (["language_model"] if kind == "generation" else [])
@@ -114,12 +126,32 @@ def _open(named: Sequence[str], part: str, later_wins: bool, main: Supply | None
     """What a flag names, if it was given; never in place of what the converted file has itself."""
     if not named:
         return None
-    if main and main.gives(part):
+    completes = part == "connector" and main is not None and main.found is not None and main.found.partial
+    if main and main.gives(part) and not completes:
         raise CheckpointError(
             f"{main.named} holds a {WORDS[part]} of its own, so {FLAGS[part]} is not needed. To put parts of several "
             "files together, name each of them: sightbridge merge-weights OUT --vision ... --bridge ..."
         )
     return open_several(list(named), part, later_wins)
+
+
+def _complete(main: Supply, rest: Supply | None) -> Supply:
+    """The bridge of ``main``, which is only what trained of it, with the rest of what the training started from.
+
+    What trained wins over what it was before; of the rest only the connector counts, as it led elsewhere.
+    """
+    assert main.found is not None, "only what was opened can be partial"
+    if rest is None or rest.found is None:
+        raise CheckpointError(
+            f"{main.named}: {main.found.what}. That is only what was trained of the connector; say where the rest is, "
+            "the file that its training started from: --bridge FILE."
+        )
+    start = as_second_stage(rest.found)
+    views = [part_of(found.weights, PREFIXES["connector"], keep=True) for found in (main.found, start)]
+    before, trained = (found.settings.get("connector", {}) for found in (start, main.found))
+    settings = {"connector": before | trained}
+    joined = replace(rest.found, weights=JoinedWeights(*views, first_wins=True), settings=settings, kind="generation")
+    return Supply(f"{main.named} and {rest.named}", joined)
 
 
 def _settle(

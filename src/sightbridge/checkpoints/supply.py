@@ -10,14 +10,17 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from sightbridge.checkpoints.formats import Found, detect
+from sightbridge.checkpoints.formats.blip2_parts import STAGE1_PARTS
 from sightbridge.checkpoints.formats.views import RenamedWeights
 from sightbridge.checkpoints.key_map import JoinedWeights
 from sightbridge.checkpoints.manifest import MANIFEST, TOKENIZER, Manifest, inner_path, read_manifest
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.checkpoints.sources.weights import open_weights
+from sightbridge.checkpoints.text_branch import TEXT_BRANCH
 from sightbridge.config.model import ModelSettings
 from sightbridge.errors import CheckpointError
 from sightbridge.models.build import EMBEDDED
+from sightbridge.models.connectors.qformer import QFormerOptions
 
 PREFIXES = {
     "vision_tower": "vision_tower.",
@@ -174,6 +177,28 @@ def _own_config(model: Any) -> dict[str, Any]:
 
     config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_SETTINGS}
     return {"source": None, "config": config, "override": {}}
+
+
+def as_second_stage(found: Found) -> Found:
+    """What a second stage goes on with of a first stage's Q-Former; anything else as it is."""
+    if found.kind != "qformer":
+        return found
+    left = tuple(PREFIXES["qformer"] + part for part in STAGE1_PARTS)
+    bridge = part_of(found.weights, PREFIXES["qformer"], keep=True)
+    names = [
+        name
+        for name in bridge.infos
+        if not name.startswith(left) and not TEXT_BRANCH.match(name.removeprefix(PREFIXES["qformer"]))
+    ]
+    options = {
+        key: value
+        for key, value in found.settings.get("qformer", {}).items()
+        if key in QFormerOptions.model_fields and not key.startswith("text_")
+    }
+    settings = {key: value for key, value in found.settings.items() if key not in ("qformer", "text")}
+    settings["connector"] = {"kind": "qformer", **options}
+    weights = RenamedWeights(bridge, {name: name for name in names})
+    return replace(found, weights=weights, settings=settings, kind="generation")
 
 
 def is_huggingface(folder: Path, part: str) -> bool:

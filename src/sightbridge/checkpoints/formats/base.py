@@ -23,6 +23,7 @@ class Found:
             code of its family fix; nothing else.
         tokenizer: folder that holds the tokenizer, if there is one.
         notes: for the report: what was dropped, which quirks are kept.
+        partial: whether its bridge is only what trained of one; the rest is in the file that the training started from.
     """
 
     format: str
@@ -32,6 +33,7 @@ class Found:
     settings: dict[str, Any]
     tokenizer: Path | None = None
     notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 @dataclass(frozen=True)
