@@ -20,12 +20,13 @@ from transformers import (
     InstructBlipForConditionalGeneration,
 )
 
+from sightbridge.batch import QFormerBatch
 from sightbridge.checkpoints.formats.hf_blip2 import EXTRAS
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.config.generation import GenerationSettings
-from sightbridge.errors import CheckpointError
+from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.generation.generate import generate
 
 IMAGE_TOKEN = 60
@@ -186,8 +187,17 @@ def test_parity_first_stage(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     found = find(tmp_path)
     assert (found.format, found.kind) == ("hf_blip2", "qformer")
-    assert any("no captioning head and no temperature" in note for note in found.notes)
-    assert not any(n.startswith(("bridge.temperature", "bridge.language_head")) for n in found.weights.infos)
+    assert any("writes no captions" in note and "anew at 0.07" in note for note in found.notes)
+    assert not any(name.startswith("bridge.language_head") for name in found.weights.infos)
+    headless = model_of(found)
+    assert headless.qformer.temperature.item() == pytest.approx(0.07)
+    with pytest.raises(SettingsError, match="no captioning head"):
+        headless.qformer.word_logits(torch.zeros(1, 16))
+    pixels, ids = inputs()
+    batch = QFormerBatch(ids.clamp(max=49), torch.ones_like(ids), torch.arange(2), pixel_values=pixels)
+    losses = headless(batch)
+    assert losses["itg"].sum == 0
+    assert {name: loss.count for name, loss in losses.items()} == batch.loss_counts
 
     extras = {"bridge.temperature": torch.tensor(0.05), "bridge.language_head.bias": torch.randn(50)}
     extras |= {f"bridge.language_head.transform.{n}": torch.randn(s) for n, s in HEAD.items()}

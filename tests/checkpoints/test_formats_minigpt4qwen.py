@@ -242,6 +242,7 @@ def test_mblip_adapters_beside_the_checkpoint(tmp_path: Path) -> None:
     name = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
     torch.save({name: torch.ones(8, 40)}, folder / "adapter_model.bin")
     found = find(checkpoint)
+    assert found.settings["prompt"] == {"template": "mblip"}
     assert found.settings["lora"] == {"targets": ["q", "wo"], "r": 8, "alpha": 16, "dropout": 0.05}
     assert torch.equal(found.weights.read(f"adapter.{name}"), torch.ones(8, 40))
     (tmp_path / "1-16000").mkdir()

@@ -17,6 +17,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from sightbridge.batch import IGNORE_INDEX, QFormerBatch
+from sightbridge.errors import SettingsError
 from sightbridge.models.connectors.qformer import QFormerOptions, qformer_config
 from sightbridge.models.gather import fetch_rows, gather_numbers, gather_rows, process
 from sightbridge.models.losses import Loss, target_loss
@@ -36,6 +37,9 @@ class QFormerPretrainingOptions(QFormerOptions):
     itc_weight: float = Field(1.0, ge=0, description="weight of the image-text contrastive loss")
     itm_weight: float = Field(1.0, ge=0, description="weight of the image-text matching loss")
     itg_weight: float = Field(1.0, ge=0, description="weight of the captioning loss (image-grounded text generation)")
+    captioning: bool = Field(
+        True, description="with the captioning head; transformers' class has none, and a model of it writes no captions"
+    )
     hard_negatives: Literal["sample", "hardest"] = Field(
         "sample", description="draw false pairs from the softmax of the similarities, or take the most similar one"
     )
@@ -94,12 +98,13 @@ class QFormerForPretraining(nn.Module):
         self.vision_projection = nn.Linear(width, options.projection_size)
         self.text_projection = nn.Linear(width, options.projection_size)
         self.itm_head = nn.Linear(width, 2)
-        self.language_head = LanguageHead(config, options.text_vocabulary)
+        self.language_head = LanguageHead(config, options.text_vocabulary) if options.captioning else None
         self.temperature = nn.Parameter(torch.tensor(options.temperature))
         for drawn in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
             nn.init.normal_(drawn.weight, std=std)
-        nn.init.normal_(self.language_head.transform.dense.weight, std=std)
-        nn.init.zeros_(self.language_head.transform.dense.bias)
+        if self.language_head is not None:
+            nn.init.normal_(self.language_head.transform.dense.weight, std=std)
+            nn.init.zeros_(self.language_head.transform.dense.bias)
 
     @property
     def decoder_start_id(self) -> int:
@@ -175,7 +180,13 @@ class QFormerForPretraining(nn.Module):
         return self.qformer(self.embeddings(ids, position_ids=positions), 0, mask, earlier=earlier)
 
     def word_logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (M, D) to logits (M, V) of the word that follows."""
+        """Map hidden states (M, D) to logits (M, V) of the word that follows; ``SettingsError`` without a head."""
+        if self.language_head is None:
+            raise SettingsError(
+                "This model has no captioning head: it came from transformers' class, which has no place for one. It "
+                "compares pictures and texts; for captions take LAVIS' own file of the first stage.",
+                key="model.qformer.captioning",
+            )
         return self.language_head(hidden, self.embeddings.word_embeddings.weight)
 
     def _match(
@@ -209,7 +220,12 @@ class QFormerForPretraining(nn.Module):
         )
 
     def _generate(self, pictures: Pictures, batch: QFormerBatch) -> Loss:
-        """Cross entropy of every word but the first, given the picture (through the queries) and the words before."""
+        """Cross entropy of every word but the first, given the picture (through the queries) and the words before.
+
+        Without a captioning head there is nothing to be learnt: a sum of zero.
+        """
+        if self.language_head is None:
+            return Loss(pictures.queries.sum() * 0.0, int(batch.text_mask[:, 1:].sum()))
         ids = batch.text_ids.clone()
         ids[:, 0] = self.decoder_start_id
         mask = causal_mask(batch.text_mask, self.options.num_queries)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sightbridge.checkpoints.formats.base import Format, Found
 from sightbridge.checkpoints.formats.blip2_parts import (
     BERT,
@@ -37,6 +39,8 @@ from sightbridge.errors import CheckpointError, SettingsError
 
 EXTRAS = "sightbridge_extras.safetensors"
 """What transformers' class of the first stage has no place for, under our names, in an exported folder."""
+TEMPERATURE = 0.07
+"""Where LAVIS' training begins (models/blip2_models/blip2_qformer.py)."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "vocab.txt")
 PROMPTS = {"mt5": "mblip", "bloom": "mblip_bloomz"}
 """Templates of mBLIP's two models."""
@@ -62,7 +66,9 @@ def read(weights: Weights) -> Found:
     kind = kind_of(mapped)
     if qformer.get("text_input"):
         settings["connector"]["text_tokenizer"] = _question_tokenizer(weights)
-    if kind == "generation":
+    if kind == "qformer":
+        settings["qformer"]["captioning"] = has(mapped, f"{BRIDGE}language_head.")
+    else:
         settings |= _language_settings(mapped, config.get("text_config") or {})
     if tower and "layer_norm_eps" not in vision:
         notes += (
@@ -87,8 +93,12 @@ def _with_extras(mapped: MappedWeights, weights: Weights) -> tuple[Weights, tupl
     if inside or file.is_file():
         extras = RenamedWeights(weights, {name: name for name in inside}) if inside else open_weights(file)
         return JoinedWeights(mapped, extras), (*notes, f"captioning head and temperature: from {EXTRAS}")
-    missing = "transformers' class of the first stage has no captioning head and no temperature, so neither is here"
-    return mapped, (*notes, missing)
+    fresh = Weights.of({"bridge.temperature": torch.tensor(TEMPERATURE)}, mapped.path)
+    missing = (
+        "transformers' class of the first stage has no captioning head, so this model compares pictures and texts but "
+        f"writes no captions; it has no temperature either, which begins anew at {TEMPERATURE}, as in LAVIS"
+    )
+    return JoinedWeights(mapped, fresh), (*notes, missing)
 
 
 def _folder(weights: Weights) -> Path:

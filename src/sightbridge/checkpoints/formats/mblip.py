@@ -40,16 +40,23 @@ def read(weights: Weights) -> Found:
     inner.config = {"vision_config": {"layer_norm_eps": CLASS_OF_2023}} | (weights.config or {})
     found = hf_blip2.read(inner)
     settings, mapped, notes = found.settings, found.weights, found.notes
-    if "bridge.input_norm.weight" not in mapped.infos:
+    partial = "bridge.input_norm.weight" not in mapped.infos
+    if partial:
         settings["connector"] |= {"input_norm": True}
         notes += ("mBLIP freezes the norm in front of the Q-Former with the tower and saves neither: both are needed",)
+        notes += (
+            "mBLIP saw the tower through the transformers of 2023, whose norms have epsilon 1e-5. If the tower comes "
+            "without a configuration: vision_tower.config.layer_norm_eps=1e-5",
+        )
     adapter = _adapter_beside(weights.path)
     if adapter:
         mapped = JoinedWeights(mapped, _adapter_weights(adapter))
         settings["lora"] = lora_settings(json.loads((adapter / ADAPTER_CONFIG).read_text("utf-8")), adapter)
         notes += (f"adapters: from {adapter}",)
+        decoder_only = any(".transformer.h." in name for name in mapped.infos)  # BLOOM's names, not mT5's
+        settings["prompt"] = {"template": "mblip_bloomz" if decoder_only else "mblip"}
     what = found.what.replace("BLIP-2, Hugging Face layout", "mBLIP, as its training saves it")
-    return Found("mblip", what, mapped, "generation", settings, notes=notes)
+    return Found("mblip", what, mapped, "generation", settings, notes=notes, partial=partial)
 
 
 def _inner(weights: Weights) -> Weights:

@@ -83,7 +83,7 @@ def read(weights: Weights) -> Found:
         notes += ("Qwen-1 is kept as a Qwen2 of the same weights: the same up to 2048 tokens (some releases: 8192)",)
     adapters = ", adapters" if has(mapped, ADAPTER) else ""
     what = f"MiniGPT4Qwen: {parts_in_words(mapped, tower)}{adapters}"
-    return Found("minigpt4qwen", what, mapped, "generation", settings, notes=notes)
+    return Found("minigpt4qwen", what, mapped, "generation", settings, notes=notes, partial=not whole)
 
 
 def join_layers(weights: Weights) -> tuple[Weights, list[str]]:

@@ -6,6 +6,7 @@ that of ``query_tokens``, and a vocabulary grows by one with every save; both ar
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sightbridge.checkpoints.formats.base import Format, Found
@@ -121,7 +122,9 @@ def _language_settings(mapped: Weights, config: dict[str, Any], family: str | No
         return {}
     found: dict[str, Any] = {"prompt": prompt_settings(family)}
     if not has(mapped, LANGUAGE_MODEL):
-        return found
+        # PaddleNLP's name of an OPT is the hub's.
+        named = family == "opt" and isinstance(text_config, str) and re.fullmatch(r"facebook/opt-[\w.]+", text_config)
+        return found | ({"language_model": {"source": text_config}} if named else {})
     if family == "opt":
         return found | {"language_model": {"config": opt_config(mapped)}}
     stated = text_config if isinstance(text_config, dict) else {}
