@@ -214,7 +214,8 @@ class _Writer:
     def _write_folder(self, name: str, part: EmptyPart, weights: Weights) -> PartEntry:
         folder = self.work.folder / name
         sampled = Sampled(weights, _once(part))
-        names = [key for key in weights.infos if key in part.model.state_dict()]
+        own = part.model.state_dict()
+        names = [key for key in weights.infos if key in own]
         write_sharded(
             folder, sampled, names, self.max_shard_bytes, self._tell(weights), self.work, allow_nan=self.allow_nan
         )
