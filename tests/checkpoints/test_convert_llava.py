@@ -32,7 +32,7 @@ from sightbridge.checkpoints.formats.clip_flant5 import ALIASES
 from sightbridge.checkpoints.formats.llava import lora_settings
 from sightbridge.checkpoints.sources.weights import Weights, open_weights
 from sightbridge.config.generation import GenerationSettings
-from sightbridge.errors import CheckpointError
+from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.generation.generate import generate
 from small_models import TOKENIZERS
 
@@ -96,6 +96,12 @@ def test_parity_from_a_picture_to_its_answer(name: str, golden: str, tmp_path: P
         own = generate(model, batch, settings, eos_ids=[], pad_id=0)
         print(f"parity {name}, {picture}.png to answer: {(own != answer[:, 1:]).sum()} of {own.numel()} ids differ")
         assert own.tolist() == answer[:, 1:].tolist()
+
+
+def test_heads_that_no_file_tells_are_asked_for(tmp_path: Path) -> None:
+    folder = original_folder(VIP, tmp_path / "theirs")
+    with pytest.raises(SettingsError, match=r"Say it: vision_tower\.config\.num_attention_heads=NUMBER"):
+        convert(folder, tmp_path / "ours")
 
 
 @pytest.mark.parametrize("name", [VIP, FLANT5])

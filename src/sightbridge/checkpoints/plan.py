@@ -183,8 +183,8 @@ def _settle(
             tree = use_reference(tree, part, giver.reference if giver else None, notes)
             if tree.step(part) is None or not _source(tree, part):
                 raise CheckpointError(_missing(part, main, givers, kind))
-    tree = fill_from_tower(tree, kind)
     require_heads(tree)
+    tree = fill_from_tower(tree, kind)
     return tree, notes
 
 
