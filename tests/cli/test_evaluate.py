@@ -155,3 +155,23 @@ def test_tasks_lists_all_and_tells_of_one(capsys: pytest.CaptureFixture[str]) ->
     assert "xm3600" in said and "mblip/vqav2" in said
     assert run_command("tasks", "xgqa") == 0
     assert "Short answer in English:" in capsys.readouterr().out
+
+
+def test_a_run_is_measured_by_tasks_while_it_trains(workplace: Workplace, data: Path, tmp_path: Path) -> None:
+    (workplace.scenes / "questions.json").write_text((data / "questions.json").read_text("utf-8"), "utf-8")
+    command = ["train", "tiny/random", *workplace.overrides, "--out", tmp_path / "run"]
+    tasks = [f"evaluation.tasks=[{data / 'mine.yaml'}]", "training.best=mine/accuracy", "training.best_mode=max"]
+    assert run_command(*command, *tasks, "training.evaluate_every=3", "evaluation.records=4") == 0
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text("utf-8").splitlines()]
+    evaluated = [line for line in log if line["kind"] == "evaluation"]
+    assert evaluated and all("mine/accuracy" in line and "mine/relaxed_accuracy" in line for line in evaluated)
+
+
+def test_tasks_that_a_run_cannot_be_measured_by(
+    workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "tiny/random", *workplace.overrides, "--out", tmp_path / "run"]
+    assert run_command(*command, "evaluation.tasks=[winoground]") == 1
+    assert "compares pictures and texts" in capsys.readouterr().err
+    assert run_command(*command, "evaluation.tasks=[coco_caption]") == 1
+    assert "annotation files are missing" in capsys.readouterr().err

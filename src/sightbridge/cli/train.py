@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from sightbridge.config.load import LoadedRecipe
     from sightbridge.config.parent import ParentRecipe
+    from sightbridge.config.recipe import Recipe
+    from sightbridge.evaluation.run import Work
     from sightbridge.training.chain import StepResult
 
 
@@ -84,17 +86,36 @@ def _train_model(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bo
 def _run(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> list[dict[str, Any]]:
     """Train one recipe, measuring its answers by the metrics that it names."""
     from sightbridge.config.recipe import Recipe
-    from sightbridge.evaluation.answers import measure_answers
+    from sightbridge.evaluation.answers import measure_answers, measure_tasks
     from sightbridge.training.run import run_recipe
 
     recipe = loaded.recipe
+    works = _read_tasks(recipe) if isinstance(recipe, Recipe) else []
 
     def evaluate(model: Any, processor: Any, records: Any, step: int) -> dict[str, float]:
         assert isinstance(recipe, Recipe), "only these answer"
-        return measure_answers(model, processor, records, recipe.evaluation, recipe.generation)
+        values = measure_answers(model, processor, records, recipe.evaluation, recipe.generation)
+        return values | measure_tasks(model, processor, works, recipe.evaluation.batch_size)
 
-    hook = evaluate if isinstance(recipe, Recipe) and recipe.evaluation.metrics else None
+    asked = isinstance(recipe, Recipe) and (recipe.evaluation.metrics or works)
+    hook = evaluate if asked else None
     return run_recipe(loaded, folder, overwrite=overwrite, resume=resume, evaluate=hook, console=console())
+
+
+def _read_tasks(recipe: Recipe) -> list[Work]:
+    """Read the benchmarks that a recipe is measured by, before anything of the model is loaded."""
+    from sightbridge.evaluation.run import read_work
+    from sightbridge.evaluation.task import load_task
+
+    tasks = [load_task(name) for name in recipe.evaluation.tasks]
+    for task in tasks:
+        if task.settings.kind != "answers":
+            raise SettingsError(
+                f"'{task.name}' compares pictures and texts; while a model trains it is measured by what it answers",
+                key="evaluation.tasks",
+            )
+    parts = [part for task in tasks for part in task.parts()]
+    return read_work(parts, Path(recipe.data.root).expanduser(), recipe.evaluation.records)
 
 
 def _train_chain(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> None:

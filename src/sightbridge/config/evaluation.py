@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sightbridge.config.base import Settings
 
-Metric = Literal["accuracy", "cider", "bleu_4", "rouge_l"]
+Metric = Literal["accuracy", "relaxed_accuracy", "vqa_accuracy", "cider", "bleu_1", "bleu_4", "rouge_l"]
 
 UNMARKED = "unmarked_"
 """Begins the names of values that were measured without the marks on the pictures."""
@@ -19,9 +19,16 @@ class EvaluationSettings(Settings):
 
     metrics: list[Metric] = Field(
         default_factory=list,
-        description="of the answers to validation records: accuracy (exact but for case), cider, bleu_4, rouge_l",
+        description="of the answers to validation records: accuracy (exact but for case), cider, bleu_4, rouge_l, ...",
     )
-    records: int = Field(default=500, ge=1, description="answer the first so many validation records")
+    tasks: list[str] = Field(
+        default_factory=list,
+        description="benchmarks as 'sightbridge tasks' lists them, their files in data.root; also values for "
+        "training.best, such as xgqa/accuracy and xgqa/de/accuracy",
+    )
+    records: int = Field(
+        default=500, ge=1, description="answer the first so many validation records, and so many of each part of a task"
+    )
     unmarked: bool = Field(
         default=False,
         description="also answer the same questions without the marks on their pictures: what is then still right was "

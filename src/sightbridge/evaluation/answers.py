@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 
 from sightbridge.config.evaluation import UNMARKED, EvaluationSettings
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.processor import Processor
 from sightbridge.data.record import Record
 from sightbridge.errors import SettingsError
-from sightbridge.evaluation.captions import bleu, cider, rouge_l
-from sightbridge.evaluation.tokenize import caption_tokens
+from sightbridge.evaluation.metrics import Row, measure
+from sightbridge.evaluation.predictions import line_of, to_row
+from sightbridge.evaluation.results import cleaner
+from sightbridge.evaluation.run import Work
 from sightbridge.generation.answer import answer_batch
 from sightbridge.models.vlm import VisionLanguageModel
-
-Measure = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
-"""Of one answer per record and the true ones (at least one each); higher is better."""
-
-
-def accuracy(said: Sequence[str], truths: Sequence[Sequence[str]]) -> float:
-    """Share of answers that equal a true one but for case."""
-    hits = [text.casefold() in {truth.casefold() for truth in true} for text, true in zip(said, truths, strict=True)]
-    return sum(hits) / len(hits)
-
-
-def caption_metric(metric: Measure) -> Measure:
-    """A measure of texts from one of their tokens."""
-
-    def measure(said: Sequence[str], truths: Sequence[Sequence[str]]) -> float:
-        return metric([caption_tokens(text) for text in said], [[caption_tokens(text) for text in t] for t in truths])
-
-    return measure
-
-
-METRICS: dict[str, Measure] = {
-    "accuracy": accuracy,
-    "cider": caption_metric(cider),
-    "bleu_4": caption_metric(bleu),
-    "rouge_l": caption_metric(rouge_l),
-}
 
 
 def measure_answers(
@@ -65,27 +42,35 @@ def measure_answers(
     groups = _group(records)[: settings.records]
     asked, truths = [record for record, _ in groups], [true for _, true in groups]
     parts = _parts(asked)
-    values = _measure(answer_batch(model, processor, asked, generation, settings.batch_size), truths, parts, settings)
+    said = answer_batch(model, processor, asked, generation, settings.batch_size)
+    values = _measure(_rows(asked, said, truths), parts, settings)
     if settings.unmarked:
         if not any(record.marks for record in asked):
             raise SettingsError("no record has marks to be left out", key="evaluation.unmarked")
         bare = [replace(record, marks=(), plan=None) for record in asked]
         said = answer_batch(model, processor, bare, generation, settings.batch_size)
-        values |= {UNMARKED + name: value for name, value in _measure(said, truths, parts, settings).items()}
+        values |= {
+            UNMARKED + name: value for name, value in _measure(_rows(asked, said, truths), parts, settings).items()
+        }
     return values
 
 
-def _measure(
-    said: Sequence[str], truths: Sequence[list[str]], parts: dict[str, list[int]], settings: EvaluationSettings
-) -> dict[str, float]:
+def _measure(rows: Sequence[Row], parts: dict[str, list[int]], settings: EvaluationSettings) -> dict[str, float]:
     """Every metric of all answers, and of each part of them."""
     values = {}
-    for name in settings.metrics:
-        values[name] = METRICS[name](said, truths)
+    for metric in settings.metrics:
+        values |= {name: found.value for name, found in measure(metric, rows).items()}
         for part, places in parts.items():
-            own = METRICS[name]([said[place] for place in places], [truths[place] for place in places])
-            values[f"{name}/{part}"] = own
+            own = measure(metric, [rows[place] for place in places])
+            values |= {f"{name}/{part}": found.value for name, found in own.items()}
     return values
+
+
+def _rows(records: Sequence[Record], said: Sequence[str], truths: Sequence[Sequence[str]]) -> list[Row]:
+    return [
+        Row(record.id, text, tuple(true), record.language)
+        for record, text, true in zip(records, said, truths, strict=True)
+    ]
 
 
 def _parts(records: Sequence[Record]) -> dict[str, list[int]]:
@@ -109,3 +94,25 @@ def _group(records: Sequence[Record]) -> list[tuple[Record, list[str]]]:
         _, truths = groups.setdefault((tuple(map(str, record.images)), record.marks, asked), (record, []))
         truths += record.meta.get("references") or record.meta.get("answers") or [record.turns[-1].text or ""]
     return list(groups.values())
+
+
+def measure_tasks(
+    model: VisionLanguageModel, processor: Processor, works: Sequence[Work], batch_size: int
+) -> dict[str, float]:
+    """Answer the records of tasks and measure them as the tasks say: values ``TASK/PART/METRIC``, and ``TASK/METRIC``,
+    the mean over parts."""
+    values: dict[str, float] = {}
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for work in works:
+        task, records = work.part.task, [item for item in work.items if isinstance(item, Record)]
+        said = answer_batch(model, processor, records, task.settings.generation, batch_size)
+        lines = [
+            line_of(record, work.part.language_of(record), text) for record, text in zip(records, said, strict=True)
+        ]
+        rows = [to_row(line, cleaner(task.settings)) for line in lines if line["truths"]]
+        for metric in task.settings.metrics:
+            for name, found in measure(metric, rows).items():
+                by_task[f"{task.name}/{name}"].append(found.value)
+                if work.part.name:
+                    values[f"{work.part.label}/{name}"] = found.value
+    return {name: mean(found) for name, found in by_task.items()} | values

@@ -12,7 +12,8 @@ import numpy as np
 
 from sightbridge.config.task import TaskSettings
 from sightbridge.errors import SettingsError, nearest
-from sightbridge.evaluation.captions import bleu, caption_tokens, cider, rouge_l
+from sightbridge.evaluation.captions import bleu, cider, rouge_l
+from sightbridge.evaluation.tokenize import caption_tokens
 
 RESAMPLES = 1000
 """Draws of a bootstrap (Efron, 1979); its interval holds the middle ``CONFIDENCE`` of them."""
@@ -161,8 +162,8 @@ def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], float]) 
     """A measure of rows from one of tokenised captions and their references."""
 
     def measure_captions(rows: Sequence[Row]) -> dict[str, float]:
-        said = [caption_tokens(row.said) for row in rows]
-        return {"": metric(said, [[caption_tokens(truth) for truth in row.truths] for row in rows])}
+        said = [caption_tokens(row.said, row.language) for row in rows]
+        return {"": metric(said, [[caption_tokens(truth, row.language) for truth in row.truths] for row in rows])}
 
     return measure_captions
 
