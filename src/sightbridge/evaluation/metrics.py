@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 
 from sightbridge.config.task import TaskSettings
 from sightbridge.errors import SettingsError, nearest
+from sightbridge.evaluation.agreement import kendall_tau_b, pairwise_accuracy, pearson, roc_auc
 from sightbridge.evaluation.captions import bleu, cider, rouge_l
 from sightbridge.evaluation.tokenize import caption_tokens
 
@@ -69,7 +71,8 @@ def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
         found = {which: _mean(values) for which, values in metric.rows(rows).items()}
     else:
         assert metric.whole is not None, "a metric measures rows or the whole"
-        found = {which: Value(value) for which, value in metric.whole(rows).items()}
+        # of too few rows, or of one kind alone, many a measure says nothing
+        found = {which: Value(value) for which, value in metric.whole(rows).items() if not math.isnan(value)}
     return {f"{name}/{which}" if which else name: value for which, value in found.items()}
 
 
@@ -142,6 +145,16 @@ def recall(rows: Sequence[Row]) -> dict[str, list[float]]:
     }
 
 
+def rated(agreement: Callable[[Sequence[float], Sequence[float]], float]) -> Callable[..., dict[str, float]]:
+    """A measure of rows from the agreement of people's ratings with scores, of one picture and one text each."""
+    return lambda rows: {"": agreement([row.meta["rating"] for row in rows], [row.scores[0][0] for row in rows])}
+
+
+def area(rows: Sequence[Row]) -> dict[str, float]:
+    """Area under the ROC curve of scores, of one picture and one text each."""
+    return {"": roc_auc([bool(row.meta["label"]) for row in rows], [row.scores[0][0] for row in rows])}
+
+
 def judged(rows: Sequence[Row]) -> dict[str, list[float]]:
     """The mean grade of every answer that a judge graded; nothing while there are none."""
     graded = [mean(row.meta["grades"]) for row in rows if row.meta.get("grades")]
@@ -175,6 +188,13 @@ METRICS: dict[str, Metric] = {
         "whether both pictures get their own caption, and both captions their picture", rows=two_by_two
     ),
     "preferred": Metric("share of pairs in which the preferred picture scores higher", rows=preferred),
+    "auc": Metric("area under the ROC curve, of pairs that fit and pairs that do not", whole=area),
+    "pairwise_accuracy": Metric(
+        "share of pairs put in order as people do, ties calibrated",
+        whole=rated(lambda *both: pairwise_accuracy(*both)[0]),
+    ),
+    "pearson": Metric("Pearson's correlation with people's ratings", whole=rated(pearson)),
+    "kendall": Metric("Kendall's tau-b with people's ratings", whole=rated(kendall_tau_b)),
     "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
     "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
     "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall),
