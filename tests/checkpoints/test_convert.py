@@ -26,6 +26,7 @@ from foreign_files import (
 from sightbridge.batch import IGNORE_INDEX
 from sightbridge.checkpoints import convert as converting
 from sightbridge.checkpoints.convert import convert
+from sightbridge.checkpoints.describe import describe
 from sightbridge.checkpoints.folder import load_any_model, load_model
 from sightbridge.checkpoints.manifest import read_manifest
 from sightbridge.errors import CheckpointError, SettingsError
@@ -114,7 +115,8 @@ def test_tensors_are_written_bit_equal_and_inner_folders_are_hugging_faces(tmp_p
     config = json.loads((out / "language_model" / "config.json").read_text())
     assert (config["tie_word_embeddings"], config["dense_act_fn"]) == (False, "gelu")
     assert config["layer_norm_epsilon"] == 1e-6
-    tower, report = Blip2VisionModel.from_pretrained(out / "vision_tower", output_loading_info=True)
+    loaded: Any = Blip2VisionModel.from_pretrained(out / "vision_tower", output_loading_info=True)
+    tower, report = loaded
     assert {name.split(".")[0] for name in report["missing_keys"]} == {"post_layernorm"}, "LAVIS has none"
     assert tower.config.layer_norm_eps == 1e-6
     bridge = load_file(out / "connector.safetensors")
@@ -336,7 +338,7 @@ def test_a_bridge_of_a_model_folder_leads_to_another_language_model_of_the_same_
         None, tmp_path / "again", bridge=str(whole), vision=str(whole / "vision_tower"), language_model=str(lm)
     )
     model, _ = load_model(out.folder)
-    assert torch.equal(model.connector.queries, load_file(whole / "connector.safetensors")["queries"])  # type: ignore[arg-type]
+    assert torch.equal(model.connector.state_dict()["queries"], load_file(whole / "connector.safetensors")["queries"])
 
 
 @pytest.mark.parametrize("start", ["stage1_loss_plain", "stage2_opt_prompt"])
@@ -354,6 +356,26 @@ def test_what_trained_of_a_connector_is_completed_by_what_its_training_started_f
     assert torch.equal(bridge["output.weight"], trained["llm_proj.weight"])
     assert torch.equal(bridge["queries"], lavis(start)["state_dict"]["query_tokens"])
     load_model(out)
+
+
+def test_a_model_folder_of_ours_becomes_one_that_needs_no_other(tmp_path: Path) -> None:
+    whole = convert_lavis(tmp_path, "t5")
+    copy = convert(whole, tmp_path / "copy").folder
+    first, second = read_manifest(whole), read_manifest(copy)
+    assert {n: e.fingerprint for n, e in first.parts.items()} == {n: e.fingerprint for n, e in second.parts.items()}
+    whole.rename(tmp_path / "gone")
+    load_model(copy)
+    described = {part.name: part for part in describe(copy).parts}
+    assert described["language_model"].stored
+    assert described["language_model"].bytes == (copy / "language_model" / "model.safetensors").stat().st_size
+
+
+def test_a_name_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    path = write_lavis(tmp_path / "bridge.pth", "stage2_opt_prompt", without=("opt_model.",))
+    with pytest.raises(CheckpointError, match=r"language model: 'facebook/opt-2.7b' is no folder here"):
+        convert(path, tmp_path / "out", language_model="facebook/opt-2.7b", settings=BLIP2_HEADS)
+    with pytest.raises(CheckpointError, match=r"gone.pth: no such file"):
+        convert(path, tmp_path / "out", language_model="gone.pth", settings=BLIP2_HEADS)
 
 
 def test_a_loaded_language_model_is_transformers_own(tmp_path: Path) -> None:

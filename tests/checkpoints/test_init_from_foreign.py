@@ -13,12 +13,17 @@ from llava_files import original, write_folder
 from torch import nn
 
 from foreign_files import OPT_HEADS, lavis, write_lavis, write_tokenizer
+from sightbridge.checkpoints.adapter import adapter_tensors
 from sightbridge.checkpoints.convert import convert
+from sightbridge.checkpoints.formats import Found
 from sightbridge.checkpoints.init_from import init_from
 from sightbridge.checkpoints.init_parts import fill_from_found
+from sightbridge.checkpoints.sources.weights import Weights
 from sightbridge.config.model import ModelSettings
+from sightbridge.config.qformer_recipe import QFormerModelSettings
 from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.models.build import build_model
+from sightbridge.models.build_qformer import build_qformer_model
 from sightbridge.models.vision_tower import resample_positions
 from sightbridge.models.vlm import VisionLanguageModel
 
@@ -128,6 +133,35 @@ def test_another_number_of_heads_in_the_connector_is_not_overlooked(opt: Path) -
     model = fresh(opt, OPT, {"connector": {"num_heads": 2}})
     with pytest.raises(CheckpointError, match=r"has 4 attention heads, .* here 2\. Set model\.connector\.num_heads=4"):
         fill_from_found(model, known, ["connector"], fresh_projection=False, after_another=False)
+
+
+def test_a_first_stage_begins_as_another(tmp_path: Path) -> None:
+    path = write_lavis(tmp_path / "blip2_pretrained.pth", "stage1_loss_plain")
+    settings = merge(find(path).settings, {"vision_tower": {"config": FOUR}, "qformer": {"num_heads": 4}})
+    model = build_qformer_model(QFormerModelSettings.model_validate(settings), seed=3)
+    report = init_from(model, path)
+    assert [line.partition(":")[0] for line in report.taken] == ["vision_tower", "qformer"]
+    theirs = lavis("stage1_loss_plain")["state_dict"]
+    assert model.qformer.temperature.item() == theirs["temp"].item()
+    second = write_lavis(tmp_path / "second.pth", "stage2_opt_prompt")
+    with pytest.raises(CheckpointError, match=r"Q-Former there is not built .* missing: .*itm_head"):
+        init_from(model, second, ["qformer"])
+
+
+def test_adapters_of_a_lora_run_are_taken(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "vip", *original("vip_tiny"), "safetensors")
+    lora = {"lora": {"targets": ["q_proj"], "r": 2, "alpha": 4}}
+    model = fresh(path, TWO, lora)
+    names = {f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{m}.weight" for n in (0, 1) for m in "AB"}
+    wanted = adapter_tensors(model.language_model)
+    assert wanted.keys() == names
+    there = {f"adapter.{name}": torch.randn_like(wanted[name]) for name in names}
+    found = Found("llava-lora", "a LoRA run", Weights.of(there), "generation", {})
+    assert fill_from_found(model, found, None, False, False).taken == ["adapters: 384 weights"]
+    assert all(torch.equal(wanted[name], there[f"adapter.{name}"]) for name in names)
+    one = Found("llava-lora", "half a run", Weights.of(dict([there.popitem()])), "generation", {})
+    with pytest.raises(CheckpointError, match=r"not those of model\.lora here: 3 missing"):
+        fill_from_found(model, one, None, False, False)
 
 
 def test_position_tables_of_another_picture_size_are_resampled(opt: Path) -> None:

@@ -40,13 +40,12 @@ from sightbridge.checkpoints.manifest import (
     QFormerManifest,
     write_manifest,
 )
-from sightbridge.checkpoints.merge import find_folder
 from sightbridge.checkpoints.plan import Flags, Plan, make_plan
 from sightbridge.checkpoints.sources.base import StoredWeights, Weights
-from sightbridge.checkpoints.sources.model_folder import Cast, match_names
+from sightbridge.checkpoints.sources.model_folder import Cast, From, match_names
 from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.checkpoints.sources.writer import write_safetensors, write_sharded
-from sightbridge.checkpoints.supply import WORDS
+from sightbridge.checkpoints.supply import WORDS, weights_folder
 from sightbridge.checkpoints.weights import file_hash, hash_samples, parameter_count, part_dtype, sample
 from sightbridge.config.model import ModelSettings, PartSource
 from sightbridge.errors import CheckpointError
@@ -141,6 +140,7 @@ class Sampled(Weights):
         self._samples: dict[str, bytes] = {}
 
     def read(self, name: str) -> Tensor:
+        """Read it, and keep a sample."""
         tensor = self._source.read(name)
         if name in self._dtypes and "position" not in name:
             self._samples[name] = sample(tensor, self._dtypes[name])
@@ -203,7 +203,7 @@ class _Writer:
         path = self.work.folder / f"{name}.safetensors"
         names = _chosen(weights, part)
         # In float32, which holds every value of the file's type and is what training goes on with.
-        stored = {key: Cast(_Tensor(weights, key), torch.float32) for key in names}
+        stored = {key: Cast(From(weights, key), torch.float32) for key in names}
         sampled = Sampled(StoredWeights(weights.path, weights.kind, stored), part.dtypes)
         if not self.work.has(path):
             write_safetensors(path, sampled, names, on_tensor=self._tell(weights), allow_nan=self.allow_nan)
@@ -242,21 +242,6 @@ class _Writer:
         return tell
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """One tensor of other weights."""
-
-    weights: Weights
-    name: str
-
-    @property
-    def info(self) -> Any:
-        return self.weights.infos[self.name]
-
-    def read(self) -> Tensor:
-        return self.weights.read(self.name)
-
-
 def _bytes(weights: Weights) -> int:
     return sum(info.bytes for info in weights.infos.values())
 
@@ -280,7 +265,7 @@ def _once(part: EmptyPart) -> dict[str, torch.dtype]:
 
 def matched(source: str, part: EmptyPart, name: str) -> Weights:
     """The weights of a referenced Hugging Face model under the names its module has."""
-    folder = find_folder(source)
+    folder = weights_folder(source)
     stored = match_names(open_weights(folder), part.model, WORDS[name])
     return StoredWeights(folder, "safetensors", stored)
 

@@ -54,11 +54,22 @@ def describe(folder: str | Path) -> ModelDescription:
             what = "qformer" if name == "qformer" else settings.kind
         elif settings.config:
             what = settings.config["model_type"]
-        path = inner_path(folder, entry.file) if entry.file else None
-        size = path.stat().st_size if path and path.is_file() else None
+        path = inner_path(folder, entry.file) if entry.file else _inside(folder, entry.source)
+        stored, size = path is not None, _size(path)
         parts.append(
-            PartDescription(
-                name, what, path is not None, entry.source, entry.trained, entry.parameters, entry.dtype, size
-            )
+            PartDescription(name, what, stored, entry.source, entry.trained, entry.parameters, entry.dtype, size)
         )
     return ModelDescription(folder, tuple(parts), manifest)
+
+
+def _inside(folder: Path, source: str | None) -> Path | None:
+    """The Hugging Face folder of a converted or merged part, which lies in the model folder."""
+    return Path(source) if source and Path(source).parent == folder else None
+
+
+def _size(path: Path | None) -> int | None:
+    """Bytes of a file, or of the files of weights in a folder."""
+    if path is None or not path.exists():
+        return None
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    return sum(file.stat().st_size for file in files)

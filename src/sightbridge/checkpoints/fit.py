@@ -87,6 +87,7 @@ def build_empty(plan: Plan) -> EmptyModel:
         parts = {"vision_tower": tower, "qformer": _bridge(qformer)}
         return EmptyModel(parts, options.num_queries, options.text_vocabulary)
     language_model = _empty_language_model(settings)
+    assert isinstance(language_model.module, LanguageModel), "it was just made"
     width = language_model.module.width
     _check_widths(plan, channels, width)
     with torch.device("meta"), no_init_weights():

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
@@ -19,7 +21,7 @@ from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.checkpoints.text_branch import TEXT_BRANCH
 from sightbridge.config.model import ModelSettings
 from sightbridge.errors import CheckpointError
-from sightbridge.models.build import EMBEDDED
+from sightbridge.models.build import EMBEDDED, first_line, resolve_source
 from sightbridge.models.connectors.qformer import QFormerOptions
 
 PREFIXES = {
@@ -214,6 +216,30 @@ def is_huggingface(folder: Path, part: str) -> bool:
     if not hasattr(getattr(config, "vision_config", config), "patch_size"):
         return False
     return any(name.startswith(("vision_model.embeddings.", "embeddings.")) for name in open_weights(folder).infos)
+
+
+def weights_folder(source: str) -> Path:
+    """The folder of a Hugging Face model with its weights, fetched from the hub if it is not in the cache.
+
+    Raises:
+        CheckpointError: it is nowhere, or holds no weights.
+    """
+    found = Path(resolve_source(source)).expanduser()
+    if found.is_dir():
+        return found
+    # Most repositories have both; of those with old files alone the second attempt fetches them.
+    for weights in ("model*.safetensors", "pytorch_model*.bin"):
+        wanted = ["*.json", "*.model", "*.txt", weights]
+        try:
+            found = Path(snapshot_download(source, allow_patterns=wanted))
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+            raise CheckpointError(
+                f"'{source}' is no folder here, is not in the cache of the hub and could not be fetched "
+                f"({first_line(error)})."
+            ) from error
+        if any(found.glob(weights)):
+            return found
+    raise CheckpointError(f"'{source}': there are no weights in {found}. Fetch the model whole, or give a folder.")
 
 
 def _could_be_a_name(named: str) -> bool:
