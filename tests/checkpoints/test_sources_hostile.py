@@ -75,10 +75,11 @@ def pickled(*opcodes: bytes) -> bytes:
     return rezipped(torch_bytes(GOOD), lambda name, data: b"".join(opcodes) if name.endswith("data.pkl") else data)
 
 
-def with_storage(count: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> bytes:
+def with_storage(count: int, shape: tuple[int | bytes, ...], strides: tuple[int, ...], offset: int = 0) -> bytes:
     """An archive of one tensor that looks as it is told at a storage of 600 numbers."""
     text = lambda value: b"X" + struct.pack("<I", len(value)) + value.encode()  # noqa: E731
-    numbers = lambda values: b"(" + b"".join(b"I%d\n" % value for value in values) + b"t"  # noqa: E731
+    one = lambda value: value if isinstance(value, bytes) else b"I%d\n" % value  # noqa: E731
+    numbers = lambda values: b"(" + b"".join(map(one, values)) + b"t"  # noqa: E731
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"I%d\ntQ" % count
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I%d\n" % offset + numbers(shape) + numbers(strides)
     return pickled(b"\x80\x02}", text("w"), tensor, b"\x89}tRs.")
@@ -128,6 +129,16 @@ BOMBS: dict[str, Make] = {
     "huge memo": lambda p: write(p, b"\x80\x02}r\xff\xff\xff\x7f."),
     "many lists": lambda p: write(p, pickled(b"\x80\x02" + b"]" * (7 << 20) + b".")),
     "nested tuples as keys": lambda p: write(p, pickled(b"\x80\x02}N" + b"2\x86" * 200 + b"Ns.")),
+    "nested tuples as keys of pairs": lambda p: write(
+        p, b"\x80\x02ccollections\nOrderedDict\n(]((N" + b"2\x86" * 200 + b"NtatR."
+    ),
+    "nested lists as a type": lambda p: write(
+        p,
+        pickle.dumps({"w": np.zeros(600, "f4")}, protocol=3).replace(
+            b"X\x02\x00\x00\x00f4", b"]" + b"q\xf0]h\xf0ah\xf0a" * 100
+        ),
+    ),
+    "list as a length": lambda p: write(p, with_storage(600, (1 << 31, b"]Na"), (1, 1))),
     "billion laughs": lambda p: write(p, pickled(b"\x80\x02]" + b"q\x00]h\x00ah\x00a" * 100 + b".")),
     "deep nesting": lambda p: write(p, pickled(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")),
     "long number": lambda p: write(p, pickled(b"\x80\x02I" + b"9" * 100_000 + b"\n.")),
@@ -203,6 +214,8 @@ DAMAGED: dict[str, Make] = {
     "index out of the folder": lambda p: folder(p, {"a.weight": "../model-1.safetensors"}),
     "index with an absolute path": lambda p: folder(p, {"a.weight": "/etc/passwd"}),
     "index with a number": lambda p: folder(p, {"a.weight": 3}),
+    "index with a list": lambda p: folder(p, {"a.weight": ["model-1.safetensors"]}),
+    "named pipe": os.mkfifo,
     "index of a missing shard": lambda p: folder(p, {"a.weight": "model-2.safetensors"}),
     "index of renamed shards": lambda p: folder(
         p, {"a.weight": "model-1.safetensors", "c": "model-2.safetensors"}, {"model-2.safetensors": save(GOOD)}

@@ -100,12 +100,12 @@ def _sharded(folder: Path, index: Path) -> Content:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index}: has no 'weight_map' that says which file each tensor is in.")
-    files = list(dict.fromkeys(places.values()))
+    files = list(dict.fromkeys(map(str, places.values())))
     if len(files) > MAX_FILES:
         raise CheckpointError(f"{index}: names {len(files):,} files; no model has that many.")
     for file in files:
-        if not isinstance(file, str) or Path(file).name != file or file in (".", "..") or "\\" in file:
-            raise CheckpointError(f"{index}: names {str(file)[:100]!r}, which is no file in this folder.")
+        if Path(file).name != file or file in (".", "..") or "\\" in file:
+            raise CheckpointError(f"{index}: names {file[:100]!r}, which is no file in this folder.")
         if not (folder / file).is_file():
             raise CheckpointError(
                 f"{index}: names '{file}', which is not in the folder. Is the download complete? If the files were "

@@ -14,7 +14,7 @@ from typing import Any
 
 from sightbridge.checkpoints.sources.base import Stored
 from sightbridge.checkpoints.sources.stored import FilePart, FileTensor, Inline, LatinText, SlicedTensor
-from sightbridge.checkpoints.sources.unpickler import Inert, Known, Stateful, Stream, unpickle
+from sightbridge.checkpoints.sources.unpickler import ORDERED_DICT, Inert, Known, Stateful, Stream, unpickle
 from sightbridge.checkpoints.sources.writer import PADDLE_TYPES
 from sightbridge.errors import CheckpointError
 
@@ -68,7 +68,7 @@ class Array(Stateful):
         """The tensor; raises ``CheckpointError`` for objects and types that torch lacks."""
         match self.state:
             case (_, tuple() as shape, DType() as dtype, bool() as fortran, payload):
-                code = str(dtype.code)
+                code = dtype.code if isinstance(dtype.code, str) else "?"
             case _:
                 raise CheckpointError(f"{path}: damaged: an array without shape, type or numbers.")
         if code not in DTYPES or not dtype.little or not isinstance(payload, bytes | FilePart | LatinText):
@@ -90,9 +90,8 @@ def _known() -> dict[str, Any]:
     known: dict[str, Any] = {"numpy.ndarray": array, "numpy.dtype": kind, "_codecs.encode": Known(encode)}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1 and 2
         known |= {f"{module}._reconstruct": array, f"{module}.scalar": scalar}
-    pairs = Known(lambda *pairs: dict(pairs[0] if pairs else {}))
     first = Known(lambda values=(): tuple(values))
-    return known | {"collections.OrderedDict": pairs, "builtins.tuple": first, "__builtin__.tuple": first}
+    return known | {"collections.OrderedDict": ORDERED_DICT, "builtins.tuple": first, "__builtin__.tuple": first}
 
 
 def _tensors(value: Any, path: Path) -> Any:

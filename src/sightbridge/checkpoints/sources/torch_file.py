@@ -6,6 +6,7 @@ In both a pickle says of every tensor which storage it looks at, and how; the st
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from sightbridge.checkpoints.sources.stored import FilePart, FileTensor
-from sightbridge.checkpoints.sources.unpickler import MAX_BYTES, Inert, Known, Stream, unpickle
+from sightbridge.checkpoints.sources.unpickler import MAX_BYTES, ORDERED_DICT, Inert, Known, Stream, unpickle
 from sightbridge.errors import CheckpointError
 
 MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -41,7 +42,9 @@ def read_zip(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _read_archive(zipfile.ZipFile(_Directory(file, path)), file, path)  # pyright: ignore[reportArgumentType]
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError, OverflowError) as error:
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{path}: damaged: not the whole of a file that torch saved. Was it cut off?") from error
 
 
@@ -59,7 +62,7 @@ def read_legacy(path: Path) -> Any:
         keys = unpickle(stream, {})
         parts = {}
         for key in keys if isinstance(keys, list) else []:
-            if key not in found:
+            if not isinstance(key, str) or key not in found:
                 raise CheckpointError(f"{path}: damaged: a storage that no tensor is of.")
             expected = found[key].part.length
             elements = int.from_bytes(stream.read(8), "little")
@@ -173,15 +176,16 @@ def _known(path: Path) -> dict[str, Any]:
     """What a file of tensors names: types, and what makes tensors (torch/_utils.py), here ``FileTensor``."""
 
     def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> FileTensor:
+        if not all(type(number) is int for number in (offset, *shape, *strides)):
+            raise CheckpointError(f"{path}: damaged: a tensor whose shape is not of whole numbers.")
         dtype = next((value for value in rest if isinstance(value, torch.dtype)), storage.dtype)
-        start = offset * dtype.itemsize if isinstance(offset, int) else -1
-        return FileTensor(path, storage.part, tuple(shape), dtype, start, _plain_strides(shape, strides))
+        place = offset * dtype.itemsize
+        return FileTensor(path, storage.part, tuple(shape), dtype, place, _plain_strides(shape, strides))
 
     def subclass(make: Any, kind: Any, arguments: Any, state: Any) -> Any:
         return make.call(*arguments) if isinstance(make, Known) else Inert(getattr(kind, "what", "a tensor"))
 
     first = Known(lambda value, *rest: value)
-    dictionary = Known(lambda *pairs: dict(_plain_pairs(pairs)))
     known: dict[str, Any] = {
         "torch._utils._rebuild_tensor": Known(tensor),
         "torch._utils._rebuild_tensor_v2": Known(tensor),
@@ -190,7 +194,7 @@ def _known(path: Path) -> dict[str, Any]:
         "torch._utils._rebuild_parameter_with_state": first,
         "torch._tensor._rebuild_from_type_v2": Known(subclass),
         "torch.Size": Known(lambda sizes=(): tuple(sizes)),
-        "collections.OrderedDict": dictionary,
+        "collections.OrderedDict": ORDERED_DICT,
         "torch.storage.UntypedStorage": torch.uint8,
         "torch.UntypedStorage": torch.uint8,
     }
@@ -214,12 +218,6 @@ STORAGES = {
     "ComplexDouble": torch.complex128,
 }
 """Classes of storages, and the type of their elements."""
-
-
-def _plain_pairs(arguments: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    """The pairs that an ``OrderedDict`` is made of, those with a plain key."""
-    pairs = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else []
-    return [(key, value) for key, value in pairs if isinstance(key, str | int)]
 
 
 def _plain_strides(shape: Any, strides: Any) -> tuple[int, ...] | None:

@@ -49,6 +49,17 @@ class Known:
     call: Callable[..., Any]
 
 
+def plain_dict(pairs: Any = (), *rest: Any) -> dict[str | int, Any]:
+    """A table of pairs; keys must be texts or numbers, for the hash of nested tuples can take for ever."""
+    if not all(isinstance(key, str | int) for key, _ in pairs):
+        raise TypeError
+    return dict(pairs)
+
+
+ORDERED_DICT = Known(plain_dict)
+"""For ``collections.OrderedDict``, which is given its pairs by Python 2 and is filled later by Python 3."""
+
+
 class Stateful:
     """Something of ours that a pickle may give a state."""
 

@@ -27,7 +27,7 @@ def open_weights(path: str | Path) -> Weights:
         CheckpointError: it is missing, damaged, hostile or no file of weights.
     """
     path = Path(path).expanduser()
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder.")
     kind, tensors, extra = read_folder(path) if path.is_dir() else read_container(path)
     config = (path if path.is_dir() else path.parent) / "config.json"
