@@ -1,0 +1,139 @@
+"""Agreement of scores with people: the reference's numbers, and a plain restatement of each measure."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sightbridge.evaluation import agreement
+from sightbridge.evaluation.agreement import (
+    count_pairs,
+    kendall_tau_b,
+    kendall_tau_c,
+    pairwise_accuracy,
+    pairwise_accuracy_without_ties,
+    pearson,
+    recall_at,
+    roc_auc,
+    two_by_two,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "llava" / "scores" / "metrics.json").read_text())
+"""Computed with t2v_metrics."""
+
+grades = st.lists(st.tuples(st.integers(1, 4), st.integers(-6, 6).map(lambda n: n / 4)), min_size=2, max_size=12)
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["kendall"])))
+def test_parity_with_t2v_metrics(case: int) -> None:
+    row = GOLDEN["kendall"][case]
+    people, scores = row["human"], row["metric"]
+    accuracy, epsilon = pairwise_accuracy(people, scores)
+    measured = {
+        "pairwise_acc_tie_opt": accuracy,
+        "tau23_tie_opt": 2 * accuracy - 1,
+        "tau_b": kendall_tau_b(people, scores),
+        "tau_c": kendall_tau_c(people, scores),
+        "pairwise_acc_ignore_tie": pairwise_accuracy_without_ties(people, scores),
+    }
+    expected = {key: row[key][0] if isinstance(row[key], list) else row[key] for key in measured}
+    if "pearson100" in row:
+        measured["pearson100"], expected["pearson100"] = 100 * pearson(people, scores), row["pearson100"]
+    difference = max(abs(measured[key] - expected[key]) for key in measured)
+    print(f"parity agreement with t2v_metrics, case {case}: {difference:.1e}")
+    assert difference < 1e-12
+    assert epsilon == row["pairwise_acc_tie_opt"][1]
+
+
+def test_parity_of_winoground_with_t2v_metrics() -> None:
+    assert two_by_two(GOLDEN["winoground"]["scores"]) == pytest.approx(GOLDEN["winoground"]["result"])
+
+
+def plain_accuracy(items: list[tuple[float, float]]) -> tuple[float, float]:
+    """The best share of pairs over every epsilon there may be, looked for one by one."""
+    pairs = [(a[0] - b[0], a[1] - b[1]) for a, b in combinations(items, 2)]
+
+    def share(epsilon: float) -> float:
+        right = [
+            (people == 0) if abs(gap) <= epsilon else (people * gap > 0)
+            for people, gap in pairs
+        ]  # fmt: skip
+        return sum(right) / len(right)
+
+    candidates = sorted({0.0, *(abs(gap) for _, gap in pairs)})
+    best = max(map(share, candidates))
+    return best, next(epsilon for epsilon in candidates if share(epsilon) == best)
+
+
+@given(grades, st.sampled_from([(2,), (4, 8), (1 << 16,)]))
+def test_the_sweep_finds_the_best_epsilon(items: list[tuple[float, float]], buckets: tuple[int, ...]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "BUCKETS", buckets)
+        patch.setattr(agreement, "MAX_SORTED", 3)
+        accuracy, epsilon = pairwise_accuracy(*zip(*items, strict=True))
+    expected = plain_accuracy(items)
+    assert (accuracy, epsilon) == (pytest.approx(expected[0]), expected[1])
+
+
+@settings(max_examples=30)
+@given(grades, st.randoms())
+def test_measures_do_not_depend_on_order_or_scale(items: list[tuple[float, float]], rng) -> None:
+    people, scores = map(list, zip(*items, strict=True))
+    shuffled = rng.sample(items, len(items))
+    again = [list(column) for column in zip(*shuffled, strict=True)]
+    again[1] = [8 * score for score in again[1]]
+    for measure in (kendall_tau_b, kendall_tau_c, pearson, pairwise_accuracy_without_ties):
+        one, other = measure(people, scores), measure(*again)
+        assert math.isclose(one, other, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
+        assert math.isnan(one) or -1 - 1e-9 <= one <= 1 + 1e-9
+    assert pairwise_accuracy(*again)[0] == pytest.approx(pairwise_accuracy(people, scores)[0])
+    assert roc_auc([grade > 2 for grade in people], scores) == pytest.approx(
+        1 - roc_auc([grade <= 2 for grade in people], scores), nan_ok=True
+    )
+
+
+def test_parity_with_scipy_and_blocks_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    people, scores = rng.integers(1, 6, 300), rng.normal(size=300).round(1)
+    monkeypatch.setattr(agreement, "BLOCK", 64)
+    theirs = [stats.kendalltau(people, scores, variant=v).statistic for v in "bc"] + [stats.pearsonr(people, scores)[0]]
+    ours = [kendall_tau_b(people, scores), kendall_tau_c(people, scores), pearson(people, scores)]
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    print(f"parity tau-b, tau-c, Pearson with scipy: {difference:.1e}")
+    assert difference < 1e-12
+    counts = count_pairs(people, scores)
+    tied = counts.tied_by_people + counts.tied_by_scores - counts.tied_by_both
+    assert counts.concordant + counts.discordant + tied == counts.pairs == 300 * 299 // 2
+
+
+def test_parity_of_auc_with_scikit_learn() -> None:
+    theirs = pytest.importorskip("sklearn.metrics").roc_auc_score
+    rng = np.random.default_rng(1)
+    labels, scores = rng.random(200) < 0.3, rng.normal(size=200).round(1)
+    print(f"parity AUC with scikit-learn: {abs(roc_auc(labels, scores) - theirs(labels, scores)):.1e}")
+    assert roc_auc(labels, scores) == pytest.approx(theirs(labels, scores), abs=1e-12)
+
+
+def test_nothing_to_compare() -> None:
+    assert math.isnan(kendall_tau_b([1, 1], [1, 2])) and math.isnan(pearson([1, 2], [3, 3]))
+    assert math.isnan(roc_auc([True, True], [1, 2]))
+    assert pairwise_accuracy([1, 1, 1], [1, 2, 4]) == (1.0, 3.0)
+    assert pairwise_accuracy([1, 1], [2, 2]) == (1.0, 0.0)
+    tied = ([1, 1, 2], [3, 3, 4])
+    assert pairwise_accuracy_without_ties(*tied) == pytest.approx(2 / 3)
+    assert pairwise_accuracy_without_ties(*tied, compat=False) == 1.0
+
+
+def test_recall_counts_equal_scores_as_behind() -> None:
+    scores = [[3, 2, 1], [1, 1, 1], [0, 5, 9]]
+    truth = np.eye(3, dtype=bool)
+    assert recall_at(scores, truth, (1, 2, 3)) == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3), 3: 1.0}
+    assert recall_at([[1, 2, 3]], [[True, False, True]], (1,)) == {1: 1.0}
