@@ -44,9 +44,9 @@ def known(table: dict[int, int], width: int, key: str) -> Settings:
 
 def eva_config(weights: Weights, **changes: Any) -> Settings:
     """The configuration of an EVA tower (``Blip2VisionModel``) from its shapes; LAVIS' epsilon and activation."""
-    _, positions, width = shape_of(weights, f"{TOWER}embeddings.position_embedding")
-    *_, patch = shape_of(weights, f"{TOWER}embeddings.patch_embedding.weight")
-    mlp, _ = shape_of(weights, f"{TOWER}encoder.layers.0.mlp.fc1.weight")
+    _, positions, width = shape_of(weights, f"{TOWER}embeddings.position_embedding", 3)
+    *_, patch = shape_of(weights, f"{TOWER}embeddings.patch_embedding.weight", 4)
+    mlp, _ = shape_of(weights, f"{TOWER}encoder.layers.0.mlp.fc1.weight", 2)
     return {
         "model_type": "blip_2_vision_model",
         "hidden_size": width,
@@ -69,8 +69,8 @@ def qformer_settings(weights: Weights, **changes: Any) -> Settings:
     Raises:
         CheckpointError: cross-attention is in other layers than every n-th.
     """
-    _, queries, width = shape_of(weights, f"{BRIDGE}queries")
-    mlp, _ = shape_of(weights, f"{LAYER}0.intermediate_query.dense.weight")
+    _, queries, width = shape_of(weights, f"{BRIDGE}queries", 3)
+    mlp, _ = shape_of(weights, f"{LAYER}0.intermediate_query.dense.weight", 2)
     layers = count_layers(weights, LAYER)
     settings = {
         "num_queries": queries,
@@ -87,12 +87,12 @@ def qformer_settings(weights: Weights, **changes: Any) -> Settings:
     }
     if kind_of(weights) == "generation":
         return {"kind": "qformer", **settings}
-    return {**settings, "projection_size": shape_of(weights, f"{BRIDGE}vision_projection.weight")[0]}
+    return {**settings, "projection_size": shape_of(weights, f"{BRIDGE}vision_projection.weight", 2)[0]}
 
 
 def input_width(weights: Weights) -> int:
     """How wide the features are that the Q-Former reads."""
-    return shape_of(weights, f"{LAYER}0.crossattention.attention.key.weight")[1]
+    return shape_of(weights, f"{LAYER}0.crossattention.attention.key.weight", 2)[1]
 
 
 def _cross_attention_every(weights: Weights, layers: int) -> int:
@@ -112,8 +112,8 @@ def _text_branch(weights: Weights) -> Settings:
     if f"{BRIDGE}embeddings.word_embeddings.weight" not in weights.infos:
         return {}
     sizes = {
-        "text_vocabulary": shape_of(weights, f"{BRIDGE}embeddings.word_embeddings.weight")[0],
-        "text_positions": shape_of(weights, f"{BRIDGE}embeddings.position_embeddings.weight")[0],
+        "text_vocabulary": shape_of(weights, f"{BRIDGE}embeddings.word_embeddings.weight", 2)[0],
+        "text_positions": shape_of(weights, f"{BRIDGE}embeddings.position_embeddings.weight", 2)[0],
     }
     first_stage = kind_of(weights) == "qformer"
     longest = min(32 if first_stage else 128, sizes["text_positions"])  # max_txt_len of LAVIS' BLIP-2 and InstructBLIP
@@ -179,9 +179,9 @@ def is_tied(weights: Weights, table: str) -> bool:
 def opt_config(weights: Weights) -> Settings:
     """The configuration of an OPT from its shapes."""
     decoder = f"{LANGUAGE_MODEL}model.decoder."
-    vocabulary, embedded = shape_of(weights, f"{decoder}embed_tokens.weight")
-    positions, width = shape_of(weights, f"{decoder}embed_positions.weight")
-    mlp, _ = shape_of(weights, f"{decoder}layers.0.fc1.weight")
+    vocabulary, embedded = shape_of(weights, f"{decoder}embed_tokens.weight", 2)
+    positions, width = shape_of(weights, f"{decoder}embed_positions.weight", 2)
+    mlp, _ = shape_of(weights, f"{decoder}layers.0.fc1.weight", 2)
     return {
         "model_type": "opt",
         "vocab_size": vocabulary,
@@ -206,15 +206,15 @@ def t5_config(weights: Weights, activation: str) -> Settings:
             for T5's own.
     """
     block = f"{LANGUAGE_MODEL}encoder.block."
-    vocabulary, width = shape_of(weights, f"{LANGUAGE_MODEL}shared.weight")
-    buckets, heads = shape_of(weights, f"{block}0.layer.0.SelfAttention.relative_attention_bias.weight")
+    vocabulary, width = shape_of(weights, f"{LANGUAGE_MODEL}shared.weight", 2)
+    buckets, heads = shape_of(weights, f"{block}0.layer.0.SelfAttention.relative_attention_bias.weight", 2)
     gated = f"{block}0.layer.1.DenseReluDense.wi_0.weight" in weights.infos
-    mlp, _ = shape_of(weights, f"{block}0.layer.1.DenseReluDense.wo.weight")[::-1]
+    mlp, _ = shape_of(weights, f"{block}0.layer.1.DenseReluDense.wo.weight", 2)[::-1]
     return {
         "model_type": "t5",
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_kv": shape_of(weights, f"{block}0.layer.0.SelfAttention.q.weight")[0] // heads,
+        "d_kv": shape_of(weights, f"{block}0.layer.0.SelfAttention.q.weight", 2)[0] // heads,
         "d_ff": mlp,
         "num_layers": count_layers(weights, block),
         "num_decoder_layers": count_layers(weights, f"{LANGUAGE_MODEL}decoder.block."),
@@ -236,9 +236,9 @@ def parts_in_words(weights: Weights, tower: Settings | None) -> str:
     """What is there and what is not, for people."""
     said = []
     if has(weights, f"{LAYER}0."):
-        said.append(f"a Q-Former of {shape_of(weights, f'{BRIDGE}queries')[1]} queries")
+        said.append(f"a Q-Former of {shape_of(weights, f'{BRIDGE}queries', 3)[1]} queries")
     if f"{BRIDGE}output.weight" in weights.infos:
-        said.append(f"a projection to {shape_of(weights, f'{BRIDGE}output.weight')[0]}")
+        said.append(f"a projection to {shape_of(weights, f'{BRIDGE}output.weight', 2)[0]}")
     if tower:
         said.append(f"a vision tower of {tower['num_hidden_layers']} blocks for {tower['image_size']} pixels")
     if has(weights, LANGUAGE_MODEL):

@@ -21,7 +21,7 @@ from sightbridge.checkpoints.formats.blip2_parts import (
     qformer_settings,
     t5_config,
 )
-from sightbridge.checkpoints.formats.llava_parts import LANGUAGE_MODEL, TOWER, has, map_exactly, tower_config
+from sightbridge.checkpoints.formats.llava_parts import LANGUAGE_MODEL, TOWER, has, map_exactly, shape_of, tower_config
 from sightbridge.checkpoints.formats.minigpt4qwen import has_chat_model
 from sightbridge.checkpoints.formats.views import RenamedWeights
 from sightbridge.checkpoints.key_map import MappedWeights
@@ -77,7 +77,10 @@ def read_tower(weights: Weights) -> Found:
     prefixed = {INNER + name.removeprefix(INNER): name for name in weights.infos}
     weights = RenamedWeights(weights, prefixed)
     kind = _tower_kind(weights)
-    left_out = [name for name in weights.infos if UNUSED.match(name) or _is_above(weights, kind, name)]
+    token, rank = {"eva": ("cls_token", 3), "clip_l": ("class_embedding", 1)}[kind]
+    width = shape_of(weights, f"{INNER}{token}", rank)[-1]
+    blocks = USED_BLOCKS[kind].get(width, len(weights.infos))
+    left_out = [name for name in weights.infos if UNUSED.match(name) or _is_above(name, blocks)]
     kept = RenamedWeights(weights, {name: name for name in weights.infos if name not in set(left_out)})
     mapped = map_exactly(kept, f"lavis_{kind}")
     config = _tower_config(mapped, kind)
@@ -109,12 +112,10 @@ def _tower_config(mapped: Weights, kind: str) -> dict[str, Any]:
     return eva_config(mapped) if kind == "eva" else tower_config(mapped, "quick_gelu")
 
 
-def _is_above(weights: Weights, kind: str, name: str) -> bool:
-    """Whether a weight belongs to a block above those that LAVIS builds."""
-    widths = {"eva": f"{INNER}cls_token", "clip_l": f"{INNER}class_embedding"}
-    width = weights.infos[widths[kind]].shape[-1]
+def _is_above(name: str, blocks: int) -> bool:
+    """Whether a weight belongs to a block above the first ``blocks``."""
     block = re.match(r"visual_encoder\.(?:blocks|transformer\.resblocks)\.(\d+)\.", name)
-    return block is not None and int(block[1]) >= USED_BLOCKS[kind].get(width, 1 << 30)
+    return block is not None and int(block[1]) >= blocks
 
 
 def _modules(names: list[str]) -> list[str]:

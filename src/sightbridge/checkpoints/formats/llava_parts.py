@@ -58,11 +58,15 @@ def dropped_notes(mapped: MappedWeights, why: dict[str, str]) -> list[str]:
     return [f"left out: {kind}, {count} times: {why[kind]}" for kind, count in kinds.items()]
 
 
-def shape_of(weights: Weights, name: str) -> tuple[int, ...]:
-    """The shape of a weight that cannot be missing."""
+def shape_of(weights: Weights, name: str, rank: int | None = None) -> tuple[int, ...]:
+    """The shape of a weight that cannot be missing; with ``rank`` it has so many dimensions, none of them empty."""
     if name not in weights.infos:
         raise CheckpointError(f"{weights.path}: '{name}' (our name) is missing there; is the file complete?")
-    return weights.infos[name].shape
+    shape = weights.infos[name].shape
+    if rank is not None and (len(shape) != rank or 0 in shape):
+        wanted = f"{rank} dimension{'s' if rank > 1 else ''}"
+        raise CheckpointError(f"{weights.path}: '{name}' (our name) has the shape {shape}, expected {wanted}.")
+    return shape
 
 
 def has(weights: Weights, part: str) -> bool:
@@ -81,7 +85,7 @@ def bridge_settings(weights: Weights) -> dict[str, Any]:
 def bridge_widths(weights: Weights) -> tuple[int, int]:
     """How wide a bridge's input and output are; raises ``CheckpointError`` if its first layer is missing."""
     linear = f"{BRIDGE}output.weight" in weights.infos
-    shape = shape_of(weights, f"{BRIDGE}output.weight" if linear else f"{BRIDGE}layers.0.weight")
+    shape = shape_of(weights, f"{BRIDGE}output.weight" if linear else f"{BRIDGE}layers.0.weight", 2)
     return shape[1], shape[0]
 
 
@@ -100,10 +104,10 @@ def tower_config(weights: Weights, hidden_act: str) -> dict[str, Any]:
     out for other widths. Norms have CLIP's epsilon.
     """
     embeddings = f"{TOWER}embeddings."
-    (width,) = shape_of(weights, f"{embeddings}class_embedding")
-    _, channels, patch, _ = shape_of(weights, f"{embeddings}patch_embedding.weight")
-    positions, _ = shape_of(weights, f"{embeddings}position_embedding.weight")
-    mlp, _ = shape_of(weights, f"{TOWER}encoder.layers.0.mlp.fc1.weight")
+    (width,) = shape_of(weights, f"{embeddings}class_embedding", 1)
+    _, channels, patch, _ = shape_of(weights, f"{embeddings}patch_embedding.weight", 4)
+    positions, _ = shape_of(weights, f"{embeddings}position_embedding.weight", 2)
+    mlp, _ = shape_of(weights, f"{TOWER}encoder.layers.0.mlp.fc1.weight", 2)
     config = {
         "model_type": "clip_vision_model",
         "hidden_size": width,
@@ -127,7 +131,7 @@ def language_model_config(weights: Weights, model_type: str, options: dict[str, 
     """The language model's ``part_config``, with the vocabulary that its table of embeddings has."""
     names = (f"{LANGUAGE_MODEL}model.embed_tokens.weight", f"{LANGUAGE_MODEL}shared.weight")
     table = next((name for name in names if name in weights.infos), names[0])
-    return part_config(weights, model_type, options | {"vocab_size": shape_of(weights, table)[0]})
+    return part_config(weights, model_type, options | {"vocab_size": shape_of(weights, table, 2)[0]})
 
 
 def part_config(weights: Weights, model_type: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -115,15 +115,15 @@ def lora_settings(mapped: Weights) -> dict[str, Any]:
     """Rank and layers of the adapters, which their names and shapes tell."""
     adapted = [name for name in mapped.infos if LORA_MARK in name]
     targets = {name.partition(LORA_MARK)[0].rpartition(".")[2] for name in adapted}
-    rank = shape_of(mapped, adapted[0])[0]
+    rank = shape_of(mapped, adapted[0], 2)[0]
     return {"targets": sorted(targets), "r": rank, "alpha": LORA_ALPHA, "dropout": 0.05}
 
 
 def qwen_config(mapped: Weights) -> dict[str, Any]:
     """Qwen-1's configuration (Qwen-7B-Chat, Qwen-14B-Chat) in the words of Qwen2, from its shapes."""
     layers = f"{LANGUAGE_MODEL}model.layers."
-    vocabulary, width = shape_of(mapped, f"{LANGUAGE_MODEL}model.embed_tokens.weight")
-    mlp, _ = shape_of(mapped, f"{layers}0.mlp.gate_proj.weight")
+    vocabulary, width = shape_of(mapped, f"{LANGUAGE_MODEL}model.embed_tokens.weight", 2)
+    mlp, _ = shape_of(mapped, f"{layers}0.mlp.gate_proj.weight", 2)
     heads = {} if width % HEAD_WIDTH else {"num_attention_heads": width // HEAD_WIDTH}
     return {
         "model_type": "qwen2",
