@@ -12,6 +12,7 @@ import torch
 from sightbridge.checkpoints.atomic import identity_of, resumable_folder
 from sightbridge.checkpoints.sources.weights import Weights, open_weights
 from sightbridge.checkpoints.sources.writer import write_sharded
+from sightbridge.errors import CheckpointError
 
 JOB = """
 import os, sys, signal
@@ -102,6 +103,14 @@ def test_an_error_keeps_what_is_finished(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with resumable_folder(tmp_path / "out", {}) as work:
         assert work.has(work.folder / "part")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["part"]
+
+
+def test_two_cannot_write_the_same_folder(tmp_path: Path) -> None:
+    with resumable_folder(tmp_path / "out", {}) as work:
+        with pytest.raises(CheckpointError, match="another process is writing"), resumable_folder(tmp_path / "out", {}):
+            pass
+        (work.folder / "part").write_text("done")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sightbridge.errors import CheckpointError
 
 JOURNAL = ".journal.jsonl"
 """Of a resumable folder: the job, then each finished file and its size."""
@@ -104,8 +107,8 @@ class Resumable:
         if (lines := _journal_lines(self._journal)) and lines[0] == {"job": job}:
             self._sizes = {line["file"]: line["bytes"] for line in lines[1:]}
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            for entry in folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self._note({"job": job})
 
     @property
@@ -144,20 +147,39 @@ def resumable_folder(target: Path, job: Mapping[str, Any]) -> Iterator[Resumable
     Yields:
         Where to write, and the journal. If the block raises, ``target`` stays as it was and the finished files stay
         for the next attempt.
+
+    Raises:
+        CheckpointError: another process is writing to the same ``target``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _recover(target)
     partial = _beside(target, "resumable")
-    work = Resumable(partial, json.dumps(job, sort_keys=True))
-    yield work
-    (partial / JOURNAL).unlink()
-    _flush(partial)
-    previous = _beside(target, "previous")
-    if target.exists():
-        target.rename(previous)
-    partial.rename(target)
-    _flush_entry(target.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    with _alone_in(partial, target):
+        work = Resumable(partial, json.dumps(job, sort_keys=True))
+        yield work
+        (partial / JOURNAL).unlink()
+        _flush(partial)
+        previous = _beside(target, "previous")
+        if target.exists():
+            target.rename(previous)
+        partial.rename(target)
+        _flush_entry(target.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path, target: Path) -> Iterator[None]:
+    """Hold a lock on ``folder``, which the system lifts when the process ends however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"{target}: another process is writing it. Wait until it has ended.") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def identity_of(path: Path) -> list[list[Any]]:
