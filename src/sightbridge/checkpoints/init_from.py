@@ -40,6 +40,13 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams")
 """Ends of the names of files that weights are in."""
 
 
+def check_init_from(folder: str | Path) -> None:
+    """Raise ``CheckpointError`` for a start that is not there or of no known kind, without reading a weight."""
+    path = existing_folder(Path(folder).expanduser().resolve())
+    if _foreign(path) is None and not (path / ADAPTER_CONFIG).is_file():
+        read_manifest(path)
+
+
 def init_from(
     model: nn.Module,
     folder: str | Path,

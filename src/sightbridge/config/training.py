@@ -123,8 +123,8 @@ class TrainingSettings(Settings):
     best_mode: Literal["min", "max"] = Field(default="min", description="which value of 'best' is the better one")
     init_from: str | list[str] | None = Field(
         default=None,
-        description="model folder to start from, or LLaVA's mm_projector.bin: its weights alone; of several, a later "
-        "one over an earlier one",
+        description="model folder to start from, or a file or folder of another project (LAVIS, LLaVA, PaddleMIX, "
+        "Hugging Face, ...): its weights alone; of several, a later one over an earlier one",
     )
     init_parts: list[Literal["vision_tower", "connector", "language_model", "qformer", "adapters"]] | None = Field(
         default=None, description="what to take from init_from; null = all that is stored there"

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from sightbridge.checkpoints.folder import AnyProcessor, save_model
-from sightbridge.checkpoints.init_from import init_from
+from sightbridge.checkpoints.init_from import check_init_from, init_from
 from sightbridge.checkpoints.quantized import quantize_language_model, remember_source
 from sightbridge.config.base import Settings
 from sightbridge.config.load import LoadedRecipe
@@ -212,14 +212,17 @@ def build_start(
 
     If its language model is to be quantised, the rounded layers are on ``device`` already.
     """
+    start = recipe.training.init_from
+    starts = [start] if isinstance(start, str) else start or []
+    for folder in starts:
+        check_init_from(folder)
     with loaded.locating(), Console(stderr=True, quiet=console.quiet).status("loading weights"):
         model = build_any(recipe.model, seed=recipe.training.seed)
         set_trainable(model, recipe.training.parts)
     console.print(parts_table(model, recipe.model))
     if isinstance(recipe, Recipe) and recipe.model.lora:
         console.print(describe_lora(model, recipe.model.lora), markup=False, soft_wrap=True)
-    start = recipe.training.init_from
-    for number, folder in enumerate([start] if isinstance(start, str) else start or []):
+    for number, folder in enumerate(starts):
         choice = recipe.training.init_parts, recipe.training.fresh_projection
         with loaded.locating():
             report = init_from(model, folder, *choice, after_another=number > 0)
