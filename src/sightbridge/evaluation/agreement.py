@@ -47,8 +47,8 @@ def count_pairs(people: ArrayLike, scores: ArrayLike) -> PairCounts:
     concordant = ordered = 0
     for later, same, gaps in _blocks(given, scored):
         apart = gaps > 0
-        concordant += np.count_nonzero(later & apart)
-        ordered += np.count_nonzero(apart & ~same)
+        concordant += int(np.count_nonzero(later & apart))
+        ordered += int(np.count_nonzero(apart & ~same))
     return PairCounts(
         pairs=math.comb(len(given), 2),
         concordant=concordant,
