@@ -156,8 +156,8 @@ def test_parity_of_a_first_stages_folder(tmp_path: Path) -> None:
     assert found.settings["vision_tower"]["source"] == "openai/clip-vit-large-patch14-336"
     assert found.settings["image"] == {"fit": "pad"} and "language_model" not in found.settings
     assert any("trained in front of 'lmsys/vicuna-7b-v1.5'" in note for note in found.notes)
-    named = {"vision": str(save_tower(VIP, tmp_path / "tower")), "language_model": str(base)}
-    done = convert(run, tmp_path / "ours", settings=["prompt.template=llava_v1"], **named)
+    tower, added = save_tower(VIP, tmp_path / "tower"), ["prompt.template=llava_v1"]
+    done = convert(run, tmp_path / "ours", vision=str(tower), language_model=str(base), settings=added)
     check_logits("a first stage's folder", load_model(done.folder)[0], recorded("logits", "vip_v1_legacy"), 900)
 
 
@@ -195,7 +195,7 @@ def lora_run(folder: Path, base: Path, adapter: str) -> dict[str, Tensor]:
         if "lora_B" in key:
             torch.nn.init.normal_(weight, std=0.1)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
-    adapted.save_pretrained(folder, safe_serialization=adapter == "safetensors")
+    adapted.save_pretrained(str(folder), safe_serialization=adapter == "safetensors")
     projector = {f"base_model.model.{key}": w for key, w in weights.items() if "mm_projector" in key}
     torch.save(projector, folder / "non_lora_trainables.bin")
     (folder / "config.json").write_text(json.dumps(config))

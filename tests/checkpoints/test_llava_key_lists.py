@@ -202,7 +202,7 @@ def names_of_ours(found: Found) -> Shapes:
     """Names and shapes of our model of these settings, built without memory."""
     settings = settings_of(found)
     language = dict(found.settings["language_model"]["config"])
-    vision = AutoConfig.for_model(**found.settings["vision_tower"]["config"])
+    vision: Any = AutoConfig.for_model(**found.settings["vision_tower"]["config"])
     with torch.device("meta"):
         parts: dict[str, Any] = {"vision_tower": CLIPVisionModel(vision)}
         auto: Any = AutoModelForSeq2SeqLM if language["is_encoder_decoder"] else AutoModelForCausalLM

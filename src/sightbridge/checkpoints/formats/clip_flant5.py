@@ -30,6 +30,7 @@ from sightbridge.checkpoints.formats.llava_parts import (
     dtype_of,
     language_model_config,
     map_exactly,
+    shape_of,
 )
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.errors import CheckpointError
@@ -59,7 +60,7 @@ def read_clip_flant5(weights: Weights) -> Found:
     refuse_what_is_not_here(weights, config)
     tower, tower_words, notes = vision_settings(mapped, config)
     language_model, tokenizer = t5_config(mapped, config), tokenizer_folder(weights)
-    width = language_model["d_model"]
+    width = shape_of(mapped, f"{LANGUAGE_MODEL}{TABLE}", 2)[1]
     source = {} if tokenizer or width not in FLAN_T5 else {"tokenizer": FLAN_T5[width]}
     max_length = config.get("tokenizer_model_max_length") or 2048
     settings = {

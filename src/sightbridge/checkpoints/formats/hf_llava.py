@@ -109,6 +109,10 @@ def whole_config(weights: Weights) -> Any:
         raise CheckpointError(f"{weights.path}: transformers refuses its config.json: {error}") from error
     if whole.projector_hidden_act != "gelu":
         raise CheckpointError(f"{weights.path}: the projector's activation is {whole.projector_hidden_act}, not gelu.")
+    if (strategy := getattr(whole, "vision_feature_select_strategy", "default")) not in CLASS_TOKEN:
+        raise CheckpointError(
+            f"{weights.path}: vision_feature_select_strategy {strategy}: none of {', '.join(CLASS_TOKEN)}."
+        )
     return whole
 
 
@@ -156,9 +160,8 @@ def processor_config(weights: Weights) -> dict[str, Any] | None:
     folder = folder_of(weights)
     if (folder / PREPROCESSOR).is_file():
         return read_json(folder / PREPROCESSOR)
-    if (folder / PROCESSOR).is_file():
-        return read_json(folder / PROCESSOR).get("image_processor")
-    return None
+    inner = read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    return inner if isinstance(inner, dict) else None
 
 
 HF_LLAVA = Format("hf-llava", "a Llava or VipLlava of transformers", is_hf_llava, read_hf_llava)

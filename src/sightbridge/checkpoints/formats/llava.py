@@ -59,6 +59,18 @@ PLAIN_LORA: dict[str, Any] = {
 """What PEFT writes of LoRA as it was published (arXiv 2106.09685); other values change what the weights mean."""
 MODEL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_qwen": "qwen2"}
 """Type of the language model by that of the whole, where it is not simply what follows ``llava_``."""
+CONFIG_TYPES = {
+    "model_type": str,
+    "_name_or_path": str,
+    "vocab_size": int,
+    "mm_vision_tower": str,
+    "mm_vision_select_layer": int,
+    "mm_vision_select_feature": str,
+    "mm_patch_merge_type": str,
+    "image_aspect_ratio": str,
+    "tokenizer_model_max_length": int,
+}
+"""Keys of ``config.json`` that are read here; each may be null."""
 LLAMA_3_VOCABULARY = 128_000
 """Words of Llama 3's tokenizer, without its special tokens; Llama 1 and 2 have 32,000."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "spiece.model")
@@ -115,7 +127,7 @@ def read_lora_run(weights: Weights) -> Found:
     refuse_what_is_not_here(weights, config)
     tower, tower_words, notes = vision_settings(mapped, config)
     base = adapter.get("base_model_name_or_path")
-    options = {"model_type": language_model_type(weights, config), "vocab_size": config.get("vocab_size", 0)}
+    options = {"model_type": language_model_type(weights, config), "vocab_size": config.get("vocab_size") or 0}
     prompt, prompt_notes = prompt_settings(options, is_vip(bridge, config), config)
     settings = {
         "vision_tower": tower,
@@ -148,6 +160,8 @@ def lora_settings(adapter: dict[str, Any], folder: Path) -> dict[str, Any]:
     if others:
         raise CheckpointError(f"{path}: says {', '.join(others)}; only plain LoRA can be read, which has none of that.")
     targets = adapter["target_modules"]
+    if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        raise CheckpointError(f"{path}: 'target_modules' is {targets!r}, expected names of layers.")
     return {
         "targets": targets if isinstance(targets, str) else sorted(targets),
         "r": adapter["r"],
@@ -179,7 +193,7 @@ def refuse_what_is_not_here(weights: Weights, config: dict[str, Any]) -> None:
             f"{weights.path}: the model was trained with the words <im_start> and <im_end> around each picture "
             "(mm_use_im_start_end), which prompts here do not have."
         )
-    aspect, merge = config.get("image_aspect_ratio") or "square", config.get("mm_patch_merge_type", "flat")
+    aspect, merge = config.get("image_aspect_ratio") or "square", config.get("mm_patch_merge_type") or "flat"
     if aspect not in FITS or merge != "flat":
         raise CheckpointError(
             f"{weights.path}: the model was trained on tiles of pictures (image_aspect_ratio {aspect}, "
@@ -189,7 +203,7 @@ def refuse_what_is_not_here(weights: Weights, config: dict[str, Any]) -> None:
 
 def vision_settings(weights: Weights, config: dict[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
     """The tower's settings, words and notes: its own configuration if it is there, otherwise which one it was."""
-    named = config.get("mm_vision_tower", config.get("vision_tower"))
+    named = config.get("mm_vision_tower")
     layer = config.get("mm_vision_select_layer")
     if named == VIP_TOWER:
         # The original always takes these and drops CLS, whatever mm_vision_select_layer and _feature say.
@@ -283,7 +297,17 @@ def config_of(weights: Weights) -> dict[str, Any]:
             f"{weights.path}: there is no config.json beside it, which says what its language model is and which tower "
             "it looks through. Give the whole folder."
         )
-    return weights.config
+    return checked_config(weights)
+
+
+def checked_config(weights: Weights) -> dict[str, Any]:
+    """The ``config.json``, if there is one; raises ``CheckpointError`` if what is read here is of another type."""
+    config = weights.config or {}
+    for key, kind in CONFIG_TYPES.items():
+        if not isinstance(config.get(key), kind | None) or isinstance(config.get(key), bool):
+            said = f"'{key}' is {str(config[key])[:100]!r}"
+            raise CheckpointError(f"{weights.path}: its config.json is damaged: {said}, expected {kind.__name__}.")
+    return config
 
 
 LLAVA = Format("llava", "LLaVA or ViP-LLaVA, a folder in the original layout", is_whole, read_whole)

@@ -158,7 +158,7 @@ def part_config(weights: Weights, model_type: str, options: dict[str, Any]) -> d
     kept |= {key: value for key, value in extra.items() if value is not None}  # null is what transformers takes anyway
     try:
         config = make_config(kept | {"model_type": model_type}, "model").to_dict()
-    except SettingsError as error:
+    except (SettingsError, AttributeError, KeyError, ArithmeticError) as error:  # what odd values meet in transformers
         raise CheckpointError(f"{weights.path}: config.json: {error}") from error
     return {key: value for key, value in config.items() if key not in NOT_A_MODELS}
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from sightbridge.checkpoints.formats.base import Format, Found
 from sightbridge.checkpoints.formats.llava import (
-    LORA_MARK,
-    PROJECTOR,
+    checked_config,
     family,
     image_settings,
     projector_table,
+    refuse_what_is_not_here,
     vision_settings,
 )
 from sightbridge.checkpoints.formats.llava_parts import (
@@ -32,24 +32,26 @@ from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.errors import CheckpointError
 
 BEGINNING = re.compile(r"(base_model\.model\.)?(model\.)?mm_projector\.")
-OF_A_LANGUAGE_MODEL = (".layers.", ".block.", ".h.")
+EMBEDDINGS = re.compile(r".*\bembed_(tokens|in)\.weight")
+"""What is kept beside a projector that was trained with new words around pictures."""
 VIP_CHANNELS = 5 * 1024
 """What five layers of CLIP-L give."""
 
 
 def is_mm_projector(weights: Weights) -> bool:
     """Whether these are a projector, with embeddings of new words at most."""
-    names = weights.infos
-    more = any(mark in name for name in names for mark in (*OF_A_LANGUAGE_MODEL, LORA_MARK) if PROJECTOR not in name)
-    return any(BEGINNING.match(name) for name in names) and not more
+    projector = [name for name in weights.infos if BEGINNING.match(name)]
+    others = [name for name in weights.infos if not BEGINNING.match(name)]
+    return bool(projector) and all(EMBEDDINGS.fullmatch(name) for name in others)
 
 
 def read_mm_projector(weights: Weights) -> Found:
     """Say what a projector is; the ``config.json`` of its run, if it lies beside it, says which tower it was for."""
     mapped, others = projector_weights(weights)
-    bridge, config = bridge_settings(mapped), weights.config or {}
+    bridge, config = bridge_settings(mapped), checked_config(weights)
     settings: dict[str, Any] = {"connector": bridge}
     if "mm_vision_tower" in config:
+        refuse_what_is_not_here(weights, config)
         tower, _, _ = vision_settings(mapped, config)
         settings |= {"vision_tower": tower, "image": image_settings(config)}
     elif bridge.get("input_norm") and bridge_widths(mapped)[0] == VIP_CHANNELS:
