@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -32,7 +31,7 @@ SHOWN_ROWS = 60
 class ScoreCommand(TyperCommand):
     """Lets the options in ``LISTS`` take all values up to the next option."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Write an option's name in front of each of its values."""
         return super().parse_args(ctx, repeat_names(args))
 

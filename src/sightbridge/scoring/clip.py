@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ from sightbridge.scoring.kinds import Chunk, Item, Row, batches_by_length
 from sightbridge.scoring.matching import unit
 from sightbridge.scoring.settings import SCORES_VERSION, Kind
 
-Scale = Literal["cosine", "clipscore", "percent"]
-SCALES: dict[Scale, Any] = {
+SCALES: dict[str, Any] = {
     "cosine": lambda cosine: cosine,
     "clipscore": lambda cosine: 2.5 * cosine.clamp(min=0),
     "percent": lambda cosine: 100 * cosine.clamp(min=0),
@@ -47,7 +46,7 @@ class ClipSimilarity:
     kind: Kind = "clip"
 
     def __init__(
-        self, model: Any, tokenizer: Any, image: ImageSettings, scale: Scale = "cosine", prompt: str = "{}"
+        self, model: Any, tokenizer: Any, image: ImageSettings, scale: str = "cosine", prompt: str = "{}"
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.image_settings, self.transform = image, ImageTransform(image)
@@ -62,8 +61,8 @@ class ClipSimilarity:
                     f"a CLIPScore has no setting '{name}'.{nearest(name, list(known))} Known: scale, prompt"
                 )
         known |= settings
-        if known["scale"] not in get_args(Scale):
-            raise SettingsError(f"unknown scale '{known['scale']}'; known: {', '.join(get_args(Scale))}")
+        if known["scale"] not in SCALES:
+            raise SettingsError(f"unknown scale '{known['scale']}'; known: {', '.join(SCALES)}")
         if "{}" not in known["prompt"]:
             raise SettingsError(f"the prompt '{known['prompt']}' has no '{{}}' for the text")
         return ClipSimilarity(self.model, self.tokenizer, self.image_settings, **known)

@@ -84,12 +84,18 @@ class Backend(Protocol):
         ...
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_size: int, positions: int | None = None) -> Iterator[list[int]]:
     """Yield the places of ``lengths`` in batches, the longest first: padding is least, and memory is tried out first.
+
+    With ``positions``, a batch of more than one row has no more of them, padding included.
 
     >>> list(batches_by_length([3, 9, 4], 2))
     [[1, 2], [0]]
+    >>> list(batches_by_length([3, 9, 4], 2, positions=10))
+    [[1], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    while order:
+        size = batch_size if positions is None else min(batch_size, max(1, positions // max(lengths[order[0]], 1)))
+        yield order[:size]
+        order = order[size:]

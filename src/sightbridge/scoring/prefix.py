@@ -91,7 +91,7 @@ def continue_prefix(
         Last hidden states (B, S, W) of what follows.
     """
     cache = DynamicCache()
-    cache.layers = [PrefixLayer(keys, values, rows) for keys, values in prefix]
+    cache.layers.extend(PrefixLayer(keys, values, rows) for keys, values in prefix)
     kept = prefix[0][0].shape[-2]
     return _run(language_model, embeddings, torch.cat([mask.new_ones(len(mask), kept), mask], dim=1), cache)
 

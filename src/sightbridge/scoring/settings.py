@@ -32,18 +32,18 @@ class AnswerSettings(Settings):
     """
 
     question_template: str = Field(
-        'Does this figure show "{}"? Please answer yes or no.', description="what is asked; {} is the text"
+        default='Does this figure show "{}"? Please answer yes or no.', description="what is asked; {} is the text"
     )
-    answer_template: str = Field("Yes", description="whose probability is taken; {} is the text")
+    answer_template: str = Field(default="Yes", description="whose probability is taken; {} is the text")
     reduction: Reduction = Field(
-        "geomean",
+        default="geomean",
         description="of the tokens' probabilities: geomean (geometric mean), product, first_token, mean and sum (of "
         "log-probabilities), yes_no: p(answer) / (p(answer) + p(other_answer)), each a product",
     )
-    answer_eos: bool = Field(True, description="the end of the answer (EOS) counts as its last token")
-    other_answer: str = Field("No", description="what yes_no weighs the answer against")
+    answer_eos: bool = Field(default=True, description="the end of the answer (EOS) counts as its last token")
+    other_answer: str = Field(default="No", description="what yes_no weighs the answer against")
     head_rows: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="rows of the output head that share the probability; by default all, but of CLIP-FlanT5's 32,128 "
         "the 32,100 of its tokenizer, as in t2v_metrics",
