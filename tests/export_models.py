@@ -111,8 +111,8 @@ def clip_folder(folder: Path, config: dict[str, Any]) -> str:
 
 
 def make_processor_for(model: Any, settings: ModelSettings) -> Processor:
-    """Tokenizers of real kinds: SentencePiece for Llama and T5; for OPT that of Llama 3, which has rows to spare."""
-    kind = {"t5": "t5", "opt": "llama"}.get(model.language_model.config.model_type, "llama")
+    """Tokenizers of real kinds, SentencePiece models of Llama and T5 with fewer tokens than some tables have rows."""
+    kind = "t5" if model.language_model.is_encoder_decoder else "llama"
     return Processor(
         load_tokenizer(TOKENIZERS / kind),
         settings.prompt,

@@ -23,10 +23,10 @@ from sightbridge.checkpoints.sources.model_folder import open_model_folder
 from sightbridge.errors import CheckpointError, SettingsError, nearest
 
 TARGETS: dict[str, Target] = {
-    "hf": Target("Blip2*, InstructBlip, Llava or VipLlava of transformers", hf_parts, write_hf),
-    "lavis": Target("LAVIS .pth (BLIP-2)", lavis_parts, write_lavis),
-    "llava": Target("LLaVA, ViP-LLaVA or CLIP-FlanT5, original layout", llava_parts, write_llava),
-    "paddle": Target("PaddleMIX .pdparams (BLIP-2)", paddle_parts, write_paddle),
+    "hf": Target("Blip2*, InstructBlip, Llava or VipLlava of transformers", hf_parts, write_hf, ("hf_blip2", "hf-llava")),
+    "lavis": Target("LAVIS .pth (BLIP-2)", lavis_parts, write_lavis, ("lavis",)),
+    "llava": Target("LLaVA, ViP-LLaVA or CLIP-FlanT5, original layout", llava_parts, write_llava, ("llava", "clip-flant5")),
+    "paddle": Target("PaddleMIX .pdparams (BLIP-2)", paddle_parts, write_paddle, ("paddle",)),
     "adapter": Target("PEFT adapter, or the merged language model", adapter_parts, write_adapter),
 }
 """Every layout of a folder, by the name that ``--to`` gives it; ``projector`` is a file (``export/projector.py``)."""

@@ -62,11 +62,13 @@ class Target:
         what: for people.
         parts: which parts of the model folder it needs.
         write: writes into a folder that is there and empty.
+        formats: names in ``formats.FORMATS`` of what it writes, which reads it back.
     """
 
     what: str
     parts: Callable[[AnyManifest], tuple[str, ...]]
     write: Callable[[Job, Path], Written]
+    formats: tuple[str, ...] = ()
 
 
 def cannot(job: Job, target: str, reason: str, instead: str) -> CheckpointError:

@@ -8,6 +8,8 @@ from sightbridge.checkpoints.mm_projector import PREFIXES, export_mm_projector
 from sightbridge.errors import SettingsError
 
 FILE = "mm_projector.bin"
+FORMATS = ("mm-projector",)
+"""Names in ``formats.FORMATS`` of what reads it back."""
 
 
 def write_projector(folder: Path, out: Path, prefix: str | None = None) -> tuple[Path, int]:

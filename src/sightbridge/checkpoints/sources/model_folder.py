@@ -105,15 +105,19 @@ class FolderWeights(StoredWeights):
     language_model: Any = None
 
     def in_type(self, dtype: torch.dtype) -> FolderWeights:
-        """The same with all floating point tensors in ``dtype``."""
-        return self.but({n: Cast(s, dtype) for n, s in self.stored.items() if s.info.dtype.is_floating_point})
+        """The same with all floating point tensors in ``dtype``, rounded once: merged ones come in float32."""
+        bare = {name: s.base if isinstance(s, Cast) else s for name, s in self.stored.items()}
+        return self.but({name: Cast(s, dtype) for name, s in bare.items() if s.info.dtype.is_floating_point})
 
     def merged(self, adapter: Adapter) -> FolderWeights:
         """The same with an adapter inside the language model instead of beside it."""
         lm = "language_model."
         names = {name.removeprefix(lm) for name in self.stored if name.startswith(lm)}
         places = adapter.places(names, self.path)
-        changed = {lm + name: WithAdapter(self.stored[lm + name], adapter, module) for name, module in places.items()}
+        changed = {}
+        for name, module in places.items():
+            base = self.stored[lm + name]
+            changed[lm + name] = Cast(WithAdapter(Cast(base, torch.float32), adapter, module), base.info.dtype)
         return self.but(changed, drop=[name for name in self.stored if name.startswith("adapter.")])
 
     def but(self, changed: Mapping[str, Stored], drop: Iterable[str] = ()) -> FolderWeights:
