@@ -114,7 +114,8 @@ def test_minigpt4qwen_completed_by_blip2(tmp_path: Path) -> None:
     torch.manual_seed(0)
     proj = {"llm_proj.weight": torch.randn(24, 32), "llm_proj.bias": torch.randn(24)}
     torch.save({"model": proj, "epoch": 9}, tmp_path / "checkpoint_9.pth")
-    options = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    options: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    options["num_attention_heads"] = 4
     chat = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, num_key_value_heads=4, **options))
     chat.save_pretrained(tmp_path / "chat")
     write_tokenizer(tmp_path / "chat", 50)
@@ -127,7 +128,8 @@ def test_minigpt4qwen_completed_by_blip2(tmp_path: Path) -> None:
         language_model=str(tmp_path / "chat"),
         settings=[*BLIP2_HEADS, "image.size=56"],
     )
-    model, processor = load_model(done.folder)
+    loaded: Any = load_model(done.folder)
+    model, processor = loaded
     assert processor.template.name == "minigpt4qwen"
     assert torch.equal(model.connector.output.weight, proj["llm_proj.weight"])
     state: dict[str, Tensor] = lavis("stage2_t5")["state_dict"]
@@ -183,7 +185,8 @@ def test_parity_hugging_face_first_stage(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
     done = convert(tmp_path / "theirs", tmp_path / "out", settings=[f"text.tokenizer={words(tmp_path, 30)}"])
     assert any("writes no captions" in note for note in done.notes)
-    model, _ = load_any_model(done.folder)
+    loaded: Any = load_any_model(done.folder)
+    model = loaded[0]
     pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(1, 30, (2, 6))
     mask = torch.ones_like(ids)
     batch = QFormerBatch(ids, mask, torch.arange(2), pixel_values=pixels)

@@ -89,3 +89,24 @@ def test_any_damage_is_one_clear_error_or_none(name: str) -> None:
 def test_a_wrong_number_of_dimensions_is_told(name: str, key: str) -> None:
     with pytest.raises(CheckpointError, match=r"(has the shape|shape)"):
         find(Weights.of(state(name) | {key: torch.zeros(1, 1, 1, 1)}))
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"vision_config": [1]}, r"'vision_config' is \[1\], expected a group"),
+        ({"qformer_config": {"num_attention_heads": "many"}}, "'num_attention_heads' is 'many', expected a number"),
+        ({"qformer_config": {"hidden_act": "relu"}}, "activation is 'relu'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["paddle", "hf"])
+def test_a_configuration_of_another_kind_is_told(name: str, config: dict[str, object], told: str) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        find(Weights.of(state(name), config=config))
+
+
+def test_a_language_model_of_no_known_type_is_told() -> None:
+    weights = state("hf") | {"language_model.lm_head.weight": torch.zeros(2, 2)}
+    for family, told in ((["opt"], "type is"), ("nobody", "no model of type 'nobody'")):
+        with pytest.raises(CheckpointError, match=told):
+            find(Weights.of(weights, config={"text_config": {"model_type": family}}))

@@ -31,6 +31,26 @@ Settings = dict[str, Any]
 Kind = Literal["generation", "qformer"]
 
 
+def config_group(weights: Weights, key: str) -> Settings:
+    """A group of settings in ``config.json``, empty if it is not there; ``CheckpointError`` if it is no group."""
+    group = (weights.config or {}).get(key)
+    if group is not None and not isinstance(group, dict):
+        raise CheckpointError(f"{weights.path}: config.json: '{key}' is {group!r:.40}, expected a group of settings.")
+    return group or {}
+
+
+def config_numbers(weights: Weights, group: Settings, names: dict[str, str]) -> Settings:
+    """Those numbers of a group that are there, under our names; ``names`` has ours and theirs.
+
+    Raises ``CheckpointError`` for what is no number.
+    """
+    found = {ours: group[theirs] for ours, theirs in names.items() if group.get(theirs) is not None}
+    for ours, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{weights.path}: config.json: '{names[ours]}' is {value!r:.40}, expected a number.")
+    return found
+
+
 def kind_of(weights: Weights) -> Kind:
     """``qformer`` if there is a head that only the first stage has."""
     first = any(name.startswith(tuple(BRIDGE + part for part in STAGE1_PARTS)) for name in weights.infos)
@@ -88,6 +108,21 @@ def qformer_settings(weights: Weights, **changes: Any) -> Settings:
     if kind_of(weights) == "generation":
         return {"kind": "qformer", **settings}
     return {**settings, "projection_size": shape_of(weights, f"{BRIDGE}vision_projection.weight", 2)[0]}
+
+
+def stated_qformer(weights: Weights, **changes: Any) -> Settings:
+    """``qformer_settings`` with what the ``qformer_config`` of ``config.json`` says beyond shapes.
+
+    Raises:
+        CheckpointError: its activation is none that the Q-Former has here, or a number is none.
+    """
+    group = config_group(weights, "qformer_config")
+    if group.get("hidden_act", "gelu") != "gelu":
+        raise CheckpointError(
+            f"{weights.path}: config.json: the Q-Former's activation is {group['hidden_act']!r:.40}, known is 'gelu'."
+        )
+    names = {"num_heads": "num_attention_heads", "norm_eps": "layer_norm_eps", "dropout": "hidden_dropout_prob"}
+    return qformer_settings(weights, **config_numbers(weights, group, names), **changes)
 
 
 def input_width(weights: Weights) -> int:

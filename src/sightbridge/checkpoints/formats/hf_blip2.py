@@ -15,12 +15,14 @@ import torch
 from sightbridge.checkpoints.formats.base import Format, Found
 from sightbridge.checkpoints.formats.blip2_parts import (
     BERT,
+    config_group,
+    config_numbers,
     eva_config,
     kind_of,
     model_settings,
     parts_in_words,
     prompt_settings,
-    qformer_settings,
+    stated_qformer,
 )
 from sightbridge.checkpoints.formats.llava_parts import (
     BRIDGE,
@@ -39,6 +41,8 @@ from sightbridge.errors import CheckpointError, SettingsError
 
 EXTRAS = "sightbridge_extras.safetensors"
 """What transformers' class of the first stage has no place for, under our names, in an exported folder."""
+NORM_EPS = 1e-6
+"""Of transformers' EVA tower where a configuration says none."""
 TEMPERATURE = 0.07
 """Where LAVIS' training begins (models/blip2_models/blip2_qformer.py)."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "vocab.txt")
@@ -54,26 +58,25 @@ def matches(weights: Weights) -> bool:
 
 def read(weights: Weights) -> Found:
     """What the folder or file holds; without ``config.json``, what shapes say and transformers' defaults of today."""
-    config = weights.config or {}
     instruct = any(name.startswith("qformer.embeddings.") for name in weights.infos)
     theirs = RenamedWeights(weights, {name: name for name in weights.infos if not name.startswith(BRIDGE)})
     read = map_exactly(theirs, "hf_instructblip" if instruct else "hf_blip2")
     mapped, notes = _with_extras(read, weights)
-    tower = _tower_config(mapped, config.get("vision_config")) if has(mapped, TOWER) else None
-    vision = config.get("vision_config") or {}
-    qformer = _qformer_settings(mapped, config.get("qformer_config") or {}, _norm_eps(vision))
-    settings = model_settings(mapped, tower, qformer, int(vision.get("image_size") or 224))
+    vision = config_group(weights, "vision_config")
+    tower = _tower_config(mapped, vision) if has(mapped, TOWER) else None
+    stated = config_numbers(weights, vision, {"eps": "layer_norm_eps", "size": "image_size"})
+    eps = stated.get("eps", NORM_EPS)
+    qformer = stated_qformer(mapped, input_norm_eps=eps)
+    settings = model_settings(mapped, tower, qformer, image_size=stated.get("size", 224))
     kind = kind_of(mapped)
     if qformer.get("text_input"):
         settings["connector"]["text_tokenizer"] = _question_tokenizer(weights)
     if kind == "qformer":
         settings["qformer"]["captioning"] = has(mapped, f"{BRIDGE}language_head.")
     else:
-        settings |= _language_settings(mapped, config.get("text_config") or {})
-    if tower and "layer_norm_eps" not in vision:
-        notes += (
-            f"the configuration says no epsilon of the tower's norms: {_norm_eps(vision)}, transformers' default",
-        )
+        settings |= _language_settings(mapped, config_group(weights, "text_config"))
+    if tower and "eps" not in stated:
+        notes += (f"the configuration says no epsilon of the tower's norms: {eps}, transformers' default",)
     family = "InstructBLIP" if instruct else "BLIP-2"
     what = f"{family}, Hugging Face layout{' of the first stage' if kind == 'qformer' else ''}: "
     tokenizer = _tokenizer(weights)
@@ -105,33 +108,18 @@ def _folder(weights: Weights) -> Path:
     return weights.path if weights.path.is_dir() else weights.path.parent
 
 
-def _norm_eps(vision: dict[str, Any]) -> float:
-    return float(vision.get("layer_norm_eps", 1e-6))
-
-
-def _tower_config(mapped: Weights, vision: dict[str, Any] | None) -> dict[str, Any]:
+def _tower_config(mapped: Weights, vision: dict[str, Any]) -> dict[str, Any]:
     """The configuration that the file states, completed from the shapes."""
-    stated = ("num_attention_heads", "hidden_act", "layer_norm_eps", "attention_dropout")
-    return eva_config(mapped, **{key: vision[key] for key in stated if vision and vision.get(key) is not None})
-
-
-def _qformer_settings(mapped: Weights, qformer: dict[str, Any], input_norm_eps: float) -> dict[str, Any]:
-    if qformer.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(
-            f"{mapped.path}: the Q-Former's activation is '{qformer['hidden_act']}', known is 'gelu'."
-        )
-    stated = {
-        "num_heads": qformer.get("num_attention_heads"),
-        "norm_eps": qformer.get("layer_norm_eps"),
-        "dropout": qformer.get("hidden_dropout_prob"),
-    }
-    given = {key: value for key, value in stated.items() if value is not None}
-    return qformer_settings(mapped, **given, input_norm_eps=input_norm_eps)
+    numbers = {name: name for name in ("num_attention_heads", "layer_norm_eps", "attention_dropout")}
+    act = {"hidden_act": vision["hidden_act"]} if vision.get("hidden_act") else {}
+    return eva_config(mapped, **config_numbers(mapped, vision, numbers), **act)
 
 
 def _language_settings(mapped: Weights, text: dict[str, Any]) -> dict[str, Any]:
     """Prompt and configuration of the language model."""
     family = text.get("model_type")
+    if family is not None and not isinstance(family, str):
+        raise CheckpointError(f"{mapped.path}: config.json: the language model's type is {family!r:.40}.")
     found: dict[str, Any] = {}
     if family in ("opt", "t5"):
         found["prompt"] = prompt_settings(family)
@@ -159,7 +147,7 @@ def whole_config(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
     from sightbridge.models.build import EXTRA_CONFIG_KEYS, make_config
 
     model_type = options.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(f"{weights.path}: transformers has no model of type '{model_type}'.")
     fresh = CONFIG_MAPPING[model_type]()
     kept = {

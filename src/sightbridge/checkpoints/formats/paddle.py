@@ -11,16 +11,18 @@ from typing import Any
 
 from sightbridge.checkpoints.formats.base import Format, Found
 from sightbridge.checkpoints.formats.blip2_parts import (
+    config_group,
+    config_numbers,
     eva_config,
     kind_of,
     model_settings,
     opt_config,
     parts_in_words,
     prompt_settings,
-    qformer_settings,
+    stated_qformer,
     t5_config,
 )
-from sightbridge.checkpoints.formats.llava_parts import LANGUAGE_MODEL, TOWER, has, map_exactly
+from sightbridge.checkpoints.formats.llava_parts import BRIDGE, LANGUAGE_MODEL, TOWER, has, map_exactly
 from sightbridge.checkpoints.formats.views import RenamedWeights
 from sightbridge.checkpoints.key_map import MappedWeights
 from sightbridge.checkpoints.sources.base import Weights
@@ -63,9 +65,11 @@ def read(weights: Weights) -> Found:
     full = RenamedWeights(weights, {_full_name(name): name for name in weights.infos})
     family = _language_family(full)
     mapped = map_exactly(full, "paddle", *([f"paddle_{family}"] if family else []))
-    tower = _tower_config(mapped, config.get("vision_config") or {}) if has(mapped, TOWER) else None
-    qformer = _qformer_settings(mapped, config.get("qformer_config") or {}) if has(mapped, "bridge.") else None
-    size = int((config.get("vision_config") or {}).get("img_size", 224))
+    vision = config_group(weights, "vision_config")
+    numbers = config_numbers(weights, vision, {"num_attention_heads": "num_heads", "layer_norm_eps": "epsilon"})
+    tower = eva_config(mapped, **numbers) if has(mapped, TOWER) else None
+    qformer = stated_qformer(mapped) if has(mapped, BRIDGE) else None
+    size = config_numbers(weights, vision, {"size": "img_size"}).get("size", 224)
     settings = model_settings(mapped, tower, qformer, size)
     kind = kind_of(mapped)
     if qformer and kind == "generation":
@@ -94,22 +98,6 @@ def _language_family(weights: Weights) -> str | None:
         f"{weights.path}: holds a language model that is neither OPT nor T5 ('{found[0]}'). Leave it out, and name its "
         "Hugging Face release with --language-model."
     )
-
-
-def _tower_config(mapped: Weights, config: dict[str, Any]) -> dict[str, Any]:
-    stated = {"num_attention_heads": config.get("num_heads"), "layer_norm_eps": config.get("epsilon")}
-    return eva_config(mapped, **{key: value for key, value in stated.items() if value is not None})
-
-
-def _qformer_settings(mapped: Weights, config: dict[str, Any]) -> dict[str, Any]:
-    stated = {
-        "num_heads": config.get("num_attention_heads"),
-        "norm_eps": config.get("layer_norm_eps"),
-        "dropout": config.get("hidden_dropout_prob"),
-    }
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(f"{mapped.path}: the Q-Former's activation is '{config['hidden_act']}', known is 'gelu'.")
-    return qformer_settings(mapped, **{key: value for key, value in stated.items() if value is not None})
 
 
 def _language_settings(mapped: Weights, config: dict[str, Any], family: str | None) -> dict[str, Any]:
