@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightbridge.evaluation.metrics import METRICS, Row, measure, preferred, recall, relaxed, two_by_two
+from sightbridge.evaluation.metrics import CLEANERS, METRICS, Row, measure, preferred, recall, relaxed, two_by_two
 
 
 def answered(*pairs: tuple[str, str]) -> list[Row]:
@@ -62,6 +62,18 @@ def test_the_interval_holds_the_mean_and_is_the_same_every_time(hits: list[bool]
     assert value.value == pytest.approx(sum(hits) / len(hits))
     assert value.low is not None and value.high is not None
     assert 0 <= value.low <= value.value + 1e-9 and value.value - 1e-9 <= value.high <= 1
+
+
+def test_vqa_accuracy_counts_people() -> None:
+    rows = [Row("0", "Two", ("2",) * 3 + ("3",) * 7), Row("1", "the dog", ("dog", "dog", "cat"))]
+    assert measure("vqa_accuracy", rows)["vqa_accuracy"].value == pytest.approx((0.9 + 4 / 9) / 2)
+    assert CLEANERS["vqa"]("A red car.") == "red car"
+
+
+def test_pope_reads_answers_by_its_own_rule() -> None:
+    rows = answered(("Yes.", "yes"), ("There is no dog", "yes"), ("No, it is not", "no"), ("A dog", "no"))
+    values = {name: value.value for name, value in measure("pope", rows).items()}
+    assert values == {f"pope/{name}": 0.5 for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")}
 
 
 def test_every_metric_measures_in_one_way() -> None:

@@ -127,36 +127,6 @@ def roc_auc(labels: Sequence[bool] | ArrayLike, scores: ArrayLike) -> float:
     return float(u) / (positives * negatives)
 
 
-def two_by_two(scores: ArrayLike) -> dict[str, float]:
-    """Winoground's three shares of scores (N, 2, 2): [n, i, c] how well picture i fits caption c, the own one at i = c.
-
-    ``text``: both pictures prefer their caption; ``image``: both captions prefer their picture; ``group``: both.
-    Equal scores are wrong (Thrush et al., arXiv 2204.03162).
-    """
-    s = np.asarray(scores, dtype=np.float64)
-    assert s.ndim == 3 and s.shape[1:] == (2, 2) and len(s), "two pictures and two captions in every item"
-    text = (s[:, 0, 0] > s[:, 0, 1]) & (s[:, 1, 1] > s[:, 1, 0])
-    image = (s[:, 0, 0] > s[:, 1, 0]) & (s[:, 1, 1] > s[:, 0, 1])
-    return {"text": float(text.mean()), "image": float(image.mean()), "group": float((text & image).mean())}
-
-
-def recall_at(scores: ArrayLike, truth: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Share of queries that find a true item among their first k.
-
-    Args:
-        scores: (Q, N), of every query with every item.
-        truth: (Q, N), whether the item is what the query asks for; at least one in every row.
-        ks: how many are looked at.
-
-    Of equal scores the false ones come first, so nothing is gained by scores that say nothing.
-    """
-    values, true = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=bool)
-    assert values.shape == true.shape and values.ndim == 2 and true.any(axis=1).all(), "something to find, everywhere"
-    best = np.where(true, values, -np.inf).max(axis=1, keepdims=True)
-    ahead = ((values >= best) & ~true).sum(axis=1)
-    return {k: float((ahead < k).mean()) for k in ks}
-
-
 def _tau_b(given: Floats, scored: Floats) -> float:
     counts = count_pairs(given, scored)
     spread = math.sqrt((counts.pairs - counts.tied_by_people) * (counts.pairs - counts.tied_by_scores))

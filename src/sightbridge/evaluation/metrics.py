@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -15,7 +16,9 @@ from sightbridge.config.task import TaskSettings
 from sightbridge.errors import SettingsError, nearest
 from sightbridge.evaluation.agreement import kendall_tau_b, pairwise_accuracy, pearson, roc_auc
 from sightbridge.evaluation.captions import bleu, cider, rouge_l
+from sightbridge.evaluation.hallucination import ObjectFinder, chair, pope, read_objects, yes_or_no
 from sightbridge.evaluation.tokenize import caption_tokens
+from sightbridge.evaluation.vqa import normalise, soft_accuracy, vqa_accuracy
 
 RESAMPLES = 1000
 """Draws of a bootstrap (Efron, 1979); its interval holds the middle ``CONFIDENCE`` of them."""
@@ -171,6 +174,14 @@ def contains_truth(said: str, truths: Iterable[str]) -> float:
     return float(any(all(part.strip().casefold() in said for part in one.split("<AND>")) for one in alternatives))
 
 
+def hallucination(rows: Sequence[Row]) -> dict[str, float]:
+    """CHAIR's two numbers; words for objects are those of the file in ``meta["synonyms"]``, or our own."""
+    path = rows[0].meta.get("synonyms")
+    finder = ObjectFinder(read_objects(Path(path) if path else None))
+    found = chair([row.said for row in rows], [set(row.meta["objects"]) for row in rows], finder)
+    return {"s": found.chair_s, "i": found.chair_i}
+
+
 def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], float]) -> Callable[..., dict[str, float]]:
     """A measure of rows from one of tokenised captions and their references."""
 
@@ -198,6 +209,8 @@ METRICS: dict[str, Metric] = {
     "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
     "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
     "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall),
+    "soft_accuracy": Metric("the same of answers as they are (mBLIP)", rows=each(soft_accuracy)),
+    "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination),
     "cider": Metric("CIDEr-D of captions", whole=captions(cider), percent=False),
     "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
     "bleu_4": Metric("BLEU-4 of captions", whole=captions(bleu)),
@@ -205,5 +218,5 @@ METRICS: dict[str, Metric] = {
 }
 """Every metric, by the name that a task gives it."""
 
-CLEANERS: dict[str, Callable[[str], str]] = {}
+CLEANERS: dict[str, Callable[[str], str]] = {"vqa": normalise}
 """What is done to an answer before it is measured, by the name that a task gives it."""

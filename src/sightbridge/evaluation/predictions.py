@@ -25,7 +25,10 @@ from sightbridge.evaluation.task import Part
 from sightbridge.images.load import describe_source
 
 FOLDER = "predictions"
-KEPT_META = ("type", "tags", "rating", "label", "image_id", "question_type", "answer_type", "question", "question_id")
+KEPT_META = (
+    *("type", "tags", "rating", "label", "image_id", "question_type", "answer_type", "question", "question_id"),
+    *("objects", "synonyms"),
+)
 """Of an item's ``meta``: what metrics and reports look at."""
 KEYS = (("answer", "truths"), ("texts", "scores"), ("text_rank", "image_ranks"))
 """What a line has besides its id, by kind of task."""

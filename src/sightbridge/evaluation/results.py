@@ -21,7 +21,7 @@ from sightbridge.evaluation.run import RUN
 from sightbridge.evaluation.task import Part, Task
 
 RESULTS = "results.json"
-MOST_TYPES = 40
+MOST_TYPES = 80
 """Beyond so many types of questions, a table of them says nothing."""
 
 
@@ -100,14 +100,16 @@ def _part_results(part: Part, out: Path) -> dict[str, Any]:
 
 
 def group(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by language, by type of question and by tag, each only where there are several and not too many."""
-    languages, types, tags = (defaultdict[str, list[Row]](list) for _ in range(3))
+    """Rows by language, type of answer, type of question and tag, each only where there are several, not too many."""
+    languages, types, questions, tags = (defaultdict[str, list[Row]](list) for _ in range(4))
     for row in rows:
         languages[row.language].append(row)
         types[str(row.meta.get("answer_type") or row.meta.get("type") or "other")].append(row)
+        if "question_type" in row.meta:
+            questions[str(row.meta["question_type"])].append(row)
         for tag in row.meta.get("tags", ()):
             tags[str(tag)].append(row)
-    several = [groups for groups in (languages, types, tags) if 1 < len(groups) <= MOST_TYPES]
+    several = [groups for groups in (languages, types, questions, tags) if 1 < len(groups) <= MOST_TYPES]
     return {name: groups[name] for groups in several for name in sorted(groups)}
 
 

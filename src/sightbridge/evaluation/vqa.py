@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 SIGNS = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
@@ -71,20 +71,3 @@ def soft_accuracy(said: str, truths: Sequence[str]) -> float:
     """``vqa_accuracy`` of texts as they are. mBLIP has it of cleaned answers and true ones in lower case."""
     hits = sum(truth == said for truth in truths)
     return sum(min(1.0, (hits - (truth == said)) / 3) for truth in truths) / len(truths)
-
-
-def accuracy_by_type(values: Sequence[float], types: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """The mean of all values, and of each kind of question or answer, in percent with two digits, as it is published.
-
-    Args:
-        values: of ``vqa_accuracy``, one for every question.
-        types: of every question, such as ``{"question_type": "how many", "answer_type": "number"}``.
-
-    Returns:
-        ``overall`` and ``question_type/how many``, ``answer_type/number``, ...
-    """
-    grouped: dict[str, list[float]] = {"overall": list(values)}
-    for value, kinds in zip(values, types, strict=True):
-        for kind, name in kinds.items():
-            grouped.setdefault(f"{kind}/{name}", []).append(value)
-    return {name: round(100 * sum(group) / len(group), 2) for name, group in grouped.items()}

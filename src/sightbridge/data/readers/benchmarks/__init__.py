@@ -17,7 +17,7 @@ from sightbridge.data.readers.benchmarks.matches import (
     read_tifa160,
     read_two_by_two,
 )
-from sightbridge.data.readers.benchmarks.questions import read_maxm, read_pope, read_vip_bench
+from sightbridge.data.readers.benchmarks.questions import read_chair, read_maxm, read_pope, read_vip_bench
 from sightbridge.data.readers.benchmarks.statements import read_nlvr2, read_xvnli
 from sightbridge.data.readers.vip_llava import read_region_test
 from sightbridge.data.record import Record
@@ -29,6 +29,7 @@ BENCHMARK_READERS: dict[str, Callable[..., Iterable[Record]]] = {
     "xm3600": read_xm3600,
     "maxm": read_maxm,
     "pope": read_pope,
+    "chair": read_chair,
     "vip_bench": read_vip_bench,
     "xvnli": read_xvnli,
     "nlvr2": read_nlvr2,

@@ -1,8 +1,9 @@
-"""Questions about pictures: MaXM in seven languages, POPE about what is not there, ViP-Bench about marked regions.
+"""Questions about pictures: MaXM in seven languages, POPE and CHAIR about what is not there, ViP-Bench about regions.
 
 MaXM:       {"annotations": [{"image_id": "0a0a", "qa_pairs": [{"question_id": "1", "question": "...",
              "answers": [...], "processed_answers": [...]}]}]}
 POPE:       {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a car?", "label": "no"}
+CHAIR:      {"image": "COCO_val2014_000000310196.jpg", "objects": ["person", "skis"]} (POPE's ground truth)
 ViP-Bench:  {"question_id": 0, "image": "0.png", "text": "..."}, and "vip-bench-meta-data.json" beside the splits:
             {"v1_0": {"question": "...", "answer": "4", "capability": ["ocr", "math"]}}
 """
@@ -67,6 +68,22 @@ def read_vip_bench(path: Path, images_folder: Path, meta: str = "../vip-bench-me
         }
         answer = take(truth, "answer", (str,), here, "a text")
         yield _question(id, image, take(row, "text", (str,), where, "a question"), [answer], kept, where)
+
+
+def read_chair(path: Path, images_folder: Path, synonyms: str | None = None) -> Iterator[Record]:
+    """Yield a record for every picture, to be described; ``meta["objects"]`` are the classes of what is in it.
+
+    ``synonyms`` is a file of words for objects beside ``path``, such as CHAIR's. Errors as above.
+    """
+    words = path.parent / synonyms if synonyms else None
+    if words is not None and not words.is_file():
+        raise DataError(f"{words}: there is no such file of words for objects; leave out 'synonyms' for our own.")
+    for _, where, row in read_rows(path):
+        name = take(row, "image", (str,), where, "a file name")
+        objects = take_texts(row, "objects", where, "a list of objects")
+        meta = {"objects": objects} | ({"synonyms": str(words)} if words else {})
+        turns = (Turn("user", IMAGE_MARKER), Turn("assistant", ", ".join(objects)))
+        yield Record(name, (images_folder / name,), turns, meta=meta, where=where)
 
 
 def _truths(path: Path) -> dict[str, Row]:
