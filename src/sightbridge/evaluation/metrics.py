@@ -174,6 +174,11 @@ def contains_truth(said: str, truths: Iterable[str]) -> float:
     return float(any(all(part.strip().casefold() in said for part in one.split("<AND>")) for one in alternatives))
 
 
+def existence(rows: Sequence[Row]) -> dict[str, float]:
+    """POPE's five numbers, of what POPE's own rule takes an answer for."""
+    return pope([yes_or_no(row.said) for row in rows], [row.truths[0] for row in rows])
+
+
 def hallucination(rows: Sequence[Row]) -> dict[str, float]:
     """CHAIR's two numbers; words for objects are those of the file in ``meta["synonyms"]``, or our own."""
     path = rows[0].meta.get("synonyms")
@@ -209,7 +214,9 @@ METRICS: dict[str, Metric] = {
     "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
     "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
     "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall),
+    "vqa_accuracy": Metric("VQA's official accuracy over ten annotators", rows=each(vqa_accuracy)),
     "soft_accuracy": Metric("the same of answers as they are (mBLIP)", rows=each(soft_accuracy)),
+    "pope": Metric("accuracy, precision, recall, F1 and share of yes, yes being what is looked for", whole=existence),
     "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination),
     "cider": Metric("CIDEr-D of captions", whole=captions(cider), percent=False),
     "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
