@@ -118,6 +118,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(
         ([*both, "--out", tmp_path / "there.csv"], "there already"),
         ([*both, "--out", tmp_path / "x.xlsx"], ".csv"),
         ([*both, "--shard", "3/2"], "I/N"),
+        ([*both, "--kind", "options"], "--question-template"),
         ([*both, "--shard", "2/2"], "fewer pictures than shares"),
     ):
         assert run_command("score", tmp_path / "no model", *arguments) == 1

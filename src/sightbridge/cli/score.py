@@ -152,9 +152,10 @@ def score(
       sightbridge score runs/stage1/model --kind itc --images photos --texts "a dog" "a cat"
       sightbridge score openai/clip-vit-base-patch32 --kind clip --images a.jpg --texts "a cup"
     """
-    given = {"question_template": question, "answer_template": answer, "reduction": reduction, "scale": scale}
-    given |= {"other_answer": other_answer, "answer_eos": answer_eos}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = read_settings(
+        kind, question_template=question, answer_template=answer, reduction=reduction, scale=scale,
+        other_answer=other_answer, answer_eos=answer_eos,
+    )  # fmt: skip
     sources, wanted = find_inputs(images, texts, texts_file, pairs, frames, read_shard(shard))
     if on_error == "raise":
         check_there(sources)
@@ -169,6 +170,13 @@ def score(
         for problem in scores.skipped.values():
             console(stderr=True).print(f"skipped: {problem}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def read_settings(kind: str | None, **given: Any) -> dict[str, Any]:
+    """The settings that were given; raises ``SettingsError`` for options without a question."""
+    if kind == "options" and not given["question_template"]:
+        raise SettingsError("--kind options ranks answers to a question: give it with --question-template")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def find_inputs(
