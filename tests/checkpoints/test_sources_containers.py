@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_paddle_stores_bfloat16_as_uint16(tmp_path: Path) -> None:
 def test_paddle_slices_are_joined(tmp_path: Path) -> None:
     whole = np.arange(24, dtype="f4").reshape(4, 6)
     flat = whole.reshape(-1)
-    content = {"w@@.0": flat[:10], "w@@.1": flat[10:], "b": flat[:2]}
+    content: dict[str, Any] = {"w@@.0": flat[:10], "w@@.1": flat[10:], "b": flat[:2]}
     content["UnpackBigParamInfor@@"] = {"w": {"OriginShape": (4, 6), "slices": ["w@@.0", "w@@.1"]}}
     (tmp_path / "m").write_bytes(pickle.dumps(content, protocol=2))
     agree(open_weights(tmp_path / "m"), {"w": torch.from_numpy(whole), "b": torch.from_numpy(flat[:2])})

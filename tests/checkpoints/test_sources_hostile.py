@@ -286,7 +286,7 @@ def read_all(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     content = CONTAINERS[kind]
@@ -296,7 +296,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, kind: str, data: st.D
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_give_tensors_or_an_error_and_nothing_else(
     tmp_path: Path, kind: str, data: st.DataObject

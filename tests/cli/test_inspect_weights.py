@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,16 @@ def test_a_bridge_alone_says_what_is_missing(tmp_path: Path, capsys: pytest.Capt
     assert facts["next"] == f"sightbridge convert '{path}' OUT --vision NAME_OR_PATH --language-model NAME_OR_PATH"
 
 
+def test_a_run_that_saved_only_what_it_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MiniGPT4Qwen's checkpoint_N.pth holds the projection alone; the Q-Former is in the file it started from."""
+    path = tmp_path / "checkpoint_9.pth"
+    torch.save({"model": {"llm_proj.weight": torch.ones(8, 4), "llm_proj.bias": torch.ones(8)}, "epoch": 9}, path)
+    facts, rows = inspected(path, capsys)
+    assert rows["rest of the connector"][-1] == "not in it"
+    parts = "--vision NAME_OR_PATH --language-model NAME_OR_PATH --bridge NAME_OR_PATH"
+    assert facts["next"] == f"sightbridge convert {path} OUT {parts}"
+
+
 def test_what_lies_beside_the_tensors_is_told_and_cannot_move_the_cursor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +76,7 @@ def test_what_lies_beside_the_tensors_is_told_and_cannot_move_the_cursor(
 
 
 def test_huggingface_parts_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     text = OPTConfig(vocab_size=30, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=8, **size)
     OPTForCausalLM(text).save_pretrained(tmp_path / "opt")
     facts, rows = inspected(tmp_path / "opt", capsys)

@@ -16,6 +16,8 @@ from sightbridge.errors import CheckpointError
 
 PARTS = {"vision_tower": "vision tower", "bridge": "connector", "language_model": "language model"}
 """Beginnings of canonical names, and what people call the parts."""
+REST = "rest of the connector"
+"""What a file lacks that holds only what was trained of a connector."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,15 @@ def _describe_model(weights: Weights, found: Found, format: str) -> ForeignDescr
         part for prefix, title in [*titles.items(), ("adapter", "adapters")] if (part := _part(found, prefix, title))
     ]
     present = {part.name for part in parts}
+    absent = [title for title in wanted if title not in present]
+    if found.partial:
+        absent.append(REST)
     return ForeignDescription(
         weights,
         found.what,
         "model",
         tuple(parts),
-        tuple(title for title in wanted if title not in present),
+        tuple(absent),
         found.settings.get("prompt", {}).get("template"),
         found.notes,
         format,

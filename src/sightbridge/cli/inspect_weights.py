@@ -17,6 +17,7 @@ FLAGS = {
     "vision tower": "--vision",
     "connector": "--bridge",
     "Q-Former": "--bridge",
+    "rest of the connector": "--bridge",
     "language model": "--language-model",
 }
 """What names each part on the command line."""

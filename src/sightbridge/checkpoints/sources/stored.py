@@ -51,7 +51,7 @@ class FilePart:
     def read(self, size: int, start: int = 0) -> Tensor:
         """As of every ``Payload``; the checksum is looked at when all of the bytes are read."""
         data = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(data.numpy())
+        view = data.numpy().data
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.offset + start)

@@ -23,8 +23,8 @@ from sightbridge.errors import CheckpointError
 
 MAX_BYTES = 8 << 20
 """Of a pickle without its large values: 50 times what a model of 70 billion weights needs."""
-MAX_READS = 4_000_000
-"""Opcodes and their arguments; the largest pickle of as many takes a few seconds and some 300 MB."""
+MAX_READS = 2_500_000
+"""Of opcodes and their arguments, 50 for a tensor; a pickle of as many takes a few seconds and some 200 MB."""
 SMALL = 1024
 """Texts and byte strings of fewer bytes are read at once: names, settings, tiny tensors."""
 MAX_LINE = 4096
@@ -123,6 +123,11 @@ class Unpickler(pickle._Unpickler):
         persistent: makes something of a reference to what lies outside the pickle.
         strict: raise for what is not known instead of leaving it inert.
     """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(
         self,

@@ -266,4 +266,4 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, without a copy."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
