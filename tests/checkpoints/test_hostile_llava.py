@@ -86,5 +86,6 @@ def test_a_language_model_that_is_not_known_is_no_projector() -> None:
     """A LLaVA on MPT has other names; reading its projector alone would leave the rest behind without a word."""
     projector = {"model.mm_projector.0.weight": torch.ones(2, 2), "model.mm_projector.0.bias": torch.ones(2)}
     assert MM_PROJECTOR.matches(Weights.of(projector))
-    assert MM_PROJECTOR.matches(Weights.of(projector | {"model.embed_tokens.weight": torch.ones(2, 2)}))
+    with_words = found_in(Weights.of(projector | {"model.embed_tokens.weight": torch.ones(2, 2)}))
+    assert with_words.notes == ("left out: model.embed_tokens.weight: is no part of a connector",)
     assert not MM_PROJECTOR.matches(Weights.of(projector | {"transformer.blocks.0.norm_1.weight": torch.ones(2)}))

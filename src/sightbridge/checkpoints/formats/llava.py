@@ -78,7 +78,8 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "spiece.model")
 
 def is_whole(weights: Weights) -> bool:
     """Whether these are a decoder-only language model and a projector, in the original layout."""
-    return "model.embed_tokens.weight" in weights.infos and has(weights, f"model.{PROJECTOR}")
+    # Embeddings alone also stand beside a projector that was trained with new words.
+    return "model.norm.weight" in weights.infos and has(weights, f"model.{PROJECTOR}")
 
 
 def read_whole(weights: Weights) -> Found:
