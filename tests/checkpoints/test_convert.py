@@ -29,6 +29,7 @@ from sightbridge.checkpoints.convert import convert
 from sightbridge.checkpoints.describe import describe
 from sightbridge.checkpoints.folder import load_any_model, load_model
 from sightbridge.checkpoints.manifest import read_manifest
+from sightbridge.checkpoints.part_settings import given, join
 from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.models.qformer_pretraining import QFormerPretraining
 
@@ -249,14 +250,30 @@ def test_settings_that_contradict_shapes_are_refused_and_others_win_with_a_note(
     assert any("prompt.template: plain as you say, in place of blip2_plain" in note for note in converted.notes)
 
 
+def test_files_that_contradict_each_other_are_told_and_the_user_decides() -> None:
+    main = {"hidden_size": 48, "layer_norm_eps": 1e-5}
+    one = given({"vision_tower": {"config": main}}, "one.pth")
+    other = given({"vision_tower": {"config": main | {"layer_norm_eps": 1e-6}}}, "other.pth")
+    with pytest.raises(SettingsError, match=r"layer_norm_eps: one.pth says 1e-05, but other.pth says 1e-06.*=VALUE"):
+        join(one, other)
+    joined = join(one, other, decided=["vision_tower.config.layer_norm_eps"])
+    assert joined.plain()["vision_tower"]["config"]["layer_norm_eps"] == 1e-5
+
+
+def test_settings_of_adapters_that_are_nowhere_are_refused(tmp_path: Path) -> None:
+    path = write_lavis(tmp_path / "whole.pth", "stage2_opt_prompt")
+    with pytest.raises(SettingsError, match="no file holds adapters"):
+        convert(path, tmp_path / "out", settings=[*OPT_HEADS, "lora.preset=lora"])
+
+
 def test_heads_that_no_shape_tells_are_asked_for(tmp_path: Path) -> None:
     path = write_lavis(tmp_path / "whole.pth", "stage2_opt_prompt")
-    for given, asked in (
+    for settings, asked in (
         ([], "vision_tower.config.num_attention_heads"),
         ([TOWER_HEADS], "num_attention_heads|num_heads"),
     ):
         with pytest.raises(SettingsError, match=f"{asked}=NUMBER"):
-            convert(path, tmp_path / "out", settings=given)
+            convert(path, tmp_path / "out", settings=settings)
 
 
 def test_a_tokenizer_is_needed_and_must_fit(tmp_path: Path) -> None:
@@ -338,7 +355,8 @@ def test_a_bridge_of_a_model_folder_leads_to_another_language_model_of_the_same_
         None, tmp_path / "again", bridge=str(whole), vision=str(whole / "vision_tower"), language_model=str(lm)
     )
     model, _ = load_model(out.folder)
-    assert torch.equal(model.connector.state_dict()["queries"], load_file(whole / "connector.safetensors")["queries"])
+    queries: Any = model.connector.state_dict()["queries"]
+    assert torch.equal(queries, load_file(whole / "connector.safetensors")["queries"])
 
 
 @pytest.mark.parametrize("start", ["stage1_loss_plain", "stage2_opt_prompt"])

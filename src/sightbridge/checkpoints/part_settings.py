@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sightbridge.config.load import apply_override
@@ -48,18 +49,29 @@ def settings_of_part(settings: dict[str, Any], part: str) -> dict[str, Any]:
     return chosen
 
 
-def join(one: Given, other: Given, path: tuple[str, ...] = ()) -> Given:
-    """Both trees together; raises ``SettingsError`` saying who says what if they disagree."""
+def join(one: Given, other: Given, decided: Collection[str] = (), path: tuple[str, ...] = ()) -> Given:
+    """Both trees together.
+
+    Args:
+        one: settings that somebody gave.
+        other: settings that somebody else gave.
+        decided: dotted keys about which the user has the last word anyway.
+        path: the key of both, for messages.
+
+    Raises:
+        SettingsError: they disagree; it says who says what.
+    """
     if isinstance(one.value, dict) and isinstance(other.value, dict):
         together = dict(one.value)
         for key, child in other.value.items():
-            together[key] = join(together[key], child, (*path, key)) if key in together else child
+            together[key] = join(together[key], child, decided, (*path, key)) if key in together else child
         return Given(together, one.where)
-    if one.plain() == other.plain() or other.plain() is None:
+    if one.plain() == other.plain() or other.plain() is None or ".".join(path) in decided:
         return one
     if one.plain() is None:
         return other
-    raise _contradiction(".".join(path), one, other)
+    error = _contradiction(".".join(path), one, other)
+    raise SettingsError(f"{error} If you know which is right, say so: {error.key}=VALUE", error.key)
 
 
 def lay_override(tree: Given, override: str, notes: list[str]) -> Given:

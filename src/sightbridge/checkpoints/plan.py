@@ -36,7 +36,7 @@ from sightbridge.config.model import ModelSettings
 from sightbridge.config.problems import validate
 from sightbridge.config.qformer_recipe import QFormerModelSettings
 from sightbridge.config.yaml_tree import Given
-from sightbridge.errors import CheckpointError
+from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.models.kinds import AnyModelSettings
 
 BRIDGES = {"generation": "connector", "qformer": "qformer"}
@@ -118,7 +118,9 @@ def make_plan(source: str | None, flags: Flags, overrides: Sequence[str] = ()) -
     for supply in (main, *givers.values()):
         if supply is not None and not any(supply is other for other in supplies):
             supplies.append(supply)
-    adapter = _adapter(main or bridge)
+    adapter = _adapter(main)
+    if adapter is None and getattr(settings, "lora", None):
+        raise SettingsError("no file holds adapters, so there is nothing that lora can describe", key="lora")
     return Plan(kind, settings, weights, adapter, _tokenizers(main, givers, settings), supplies, notes)
 
 
@@ -163,13 +165,14 @@ def _settle(
 ) -> tuple[Given, list[str]]:
     """Settings from all that is given, and what is to be told of them."""
     tree = Given({}, "the settings")
+    decided = {override.partition("=")[0].strip() for override in overrides}
     notes = list(main.found.notes) if main and main.found else []
     if main and main.found:
-        tree = join(tree, given(main.found.settings, main.named))
+        tree = join(tree, given(main.found.settings, main.named), decided)
     for part, supply in by_flag.items():
         if supply and supply.found:
             notes += supply.found.notes
-            tree = join(tree, given(settings_of_part(supply.found.settings, part), supply.named))
+            tree = join(tree, given(settings_of_part(supply.found.settings, part), supply.named), decided)
     for override in overrides:
         tree = lay_override(tree, override, notes)
     for part, giver in givers.items():
