@@ -22,6 +22,7 @@ from transformers import (
 from foreign_files import BLIP2_HEADS, OPT_HEADS, STAGE1_HEADS, TOWER_HEADS, lavis, write_lavis, write_tokenizer
 from sightbridge.batch import IGNORE_INDEX, QFormerBatch
 from sightbridge.checkpoints.convert import convert
+from sightbridge.checkpoints.export import export_model
 from sightbridge.checkpoints.folder import load_any_model, load_model
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.sources.base import Weights
@@ -196,6 +197,9 @@ def test_parity_hugging_face_first_stage(tmp_path: Path) -> None:
         ours = model.qformer.match_logits(model.qformer.look(model.encode_images(batch)), ids, mask)
     print(f"parity Hugging Face first stage, converted: {gap(ours, wanted):.2e}")
     assert gap(ours, wanted) <= 1e-5
+    for target in ("hf", "lavis", "paddle"):
+        export_model(done.folder, tmp_path / target, target)
+        assert find(tmp_path / target).settings["qformer"]["captioning"] is False
 
 
 def test_heads_of_no_published_width_have_to_be_said(tmp_path: Path) -> None:

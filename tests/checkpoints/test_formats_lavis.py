@@ -149,6 +149,15 @@ def test_tied_copies_may_be_missing_but_must_not_differ(tmp_path: Path) -> None:
         found.weights.read("bridge.embeddings.word_embeddings.weight")
 
 
+def test_a_first_stage_without_captioning_head_has_none() -> None:
+    """As it is exported from a model that came from transformers' class."""
+    state = {n: t for n, t in golden("stage1_loss_plain")["state_dict"].items() if not n.startswith("Qformer.cls.")}
+    found = find(Weights.of(state))
+    assert found.settings["qformer"]["captioning"] is False
+    model_of(found, **STAGE1_HEADS)
+    assert "captioning" not in find(Weights.of(golden("stage1_loss_plain")["state_dict"])).settings["qformer"]
+
+
 def test_what_lavis_does_not_have_is_an_error(tmp_path: Path) -> None:
     state = golden("stage2_t5")["state_dict"] | {"Qformer.bert.pooler.dense.weight": torch.zeros(2)}
     with pytest.raises(CheckpointError, match=r"'Qformer\.bert\.pooler\.dense\.weight'"):

@@ -107,6 +107,8 @@ def qformer_settings(weights: Weights, **changes: Any) -> Settings:
     }
     if kind_of(weights) == "generation":
         return {"kind": "qformer", **settings}
+    if not has(weights, f"{BRIDGE}language_head."):
+        settings["captioning"] = False
     return {**settings, "projection_size": shape_of(weights, f"{BRIDGE}vision_projection.weight", 2)[0]}
 
 

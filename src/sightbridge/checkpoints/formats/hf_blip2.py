@@ -71,9 +71,7 @@ def read(weights: Weights) -> Found:
     kind = kind_of(mapped)
     if qformer.get("text_input"):
         settings["connector"]["text_tokenizer"] = _question_tokenizer(weights)
-    if kind == "qformer":
-        settings["qformer"]["captioning"] = has(mapped, f"{BRIDGE}language_head.")
-    else:
+    if kind == "generation":
         settings |= _language_settings(mapped, config_group(weights, "text_config"))
     if tower and "eps" not in stated:
         notes += (f"the configuration says no epsilon of the tower's norms: {eps}, transformers' default",)
@@ -95,7 +93,7 @@ def _with_extras(mapped: MappedWeights, weights: Weights) -> tuple[Weights, tupl
     file = _folder(weights) / EXTRAS
     if inside or file.is_file():
         extras = RenamedWeights(weights, {name: name for name in inside}) if inside else open_weights(file)
-        return JoinedWeights(mapped, extras), (*notes, f"captioning head and temperature: from {EXTRAS}")
+        return JoinedWeights(mapped, extras), (*notes, f"what the class has no place for: from {EXTRAS}")
     fresh = Weights.of({"bridge.temperature": torch.tensor(TEMPERATURE)}, mapped.path)
     missing = (
         "transformers' class of the first stage has no captioning head, so this model compares pictures and texts but "
