@@ -183,6 +183,14 @@ def test_safetensors_are_preferred_to_the_same_model_in_bin(tmp_path: Path) -> N
     agree(open_weights(tmp_path), {"a": torch.ones(2)})
 
 
+def test_a_single_file_of_safetensors_is_preferred_to_shards_in_bin(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    agree(open_weights(tmp_path), {"a": torch.ones(2)})
+
+
 def test_files_without_an_index_are_joined(tmp_path: Path) -> None:
     save_file({"lora": torch.ones(2), "both": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     torch.save({"projector": torch.zeros(2), "both": torch.ones(1)}, tmp_path / "non_lora_trainables.bin")

@@ -92,6 +92,8 @@ def _index(folder: Path, names: list[str]) -> Path | None:
             )
         if chosen:
             return folder / chosen[0]
+        if "model.safetensors" in names:
+            return None
     return None
 
 
@@ -129,7 +131,8 @@ def _loose(names: list[str]) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0].removeprefix("pytorch_")
+    """What a model is called in whichever container, whole or in shards."""
+    return re.sub(r"-\d+-of-\d+$", "", name.rpartition(".")[0].removeprefix("pytorch_"))
 
 
 def _joined(files: Iterable[Path]) -> Content:
