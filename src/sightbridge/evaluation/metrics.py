@@ -149,8 +149,17 @@ def recall(rows: Sequence[Row]) -> dict[str, list[float]]:
 
 
 def rated(agreement: Callable[[Sequence[float], Sequence[float]], float]) -> Callable[..., dict[str, float]]:
-    """A measure of rows from the agreement of people's ratings with scores, of one picture and one text each."""
-    return lambda rows: {"": agreement([row.meta["rating"] for row in rows], [row.scores[0][0] for row in rows])}
+    """A measure of rows from the agreement of people's ratings with scores, of one picture and one text each.
+
+    One row alone agrees with nothing.
+    """
+
+    def measure_agreement(rows: Sequence[Row]) -> dict[str, float]:
+        if len(rows) < 2:
+            return {}
+        return {"": agreement([row.meta["rating"] for row in rows], [row.scores[0][0] for row in rows])}
+
+    return measure_agreement
 
 
 def area(rows: Sequence[Row]) -> dict[str, float]:
@@ -182,7 +191,7 @@ def existence(rows: Sequence[Row]) -> dict[str, float]:
 def hallucination(rows: Sequence[Row]) -> dict[str, float]:
     """CHAIR's two numbers; words for objects are those of the file in ``meta["synonyms"]``, or our own."""
     path = rows[0].meta.get("synonyms")
-    finder = ObjectFinder(read_objects(Path(path) if path else None))
+    finder = ObjectFinder(read_objects(Path(path) if path else None), compat=bool(path))  # our own words are all found
     found = chair([row.said for row in rows], [set(row.meta["objects"]) for row in rows], finder)
     return {"s": found.chair_s, "i": found.chair_i}
 
