@@ -36,7 +36,7 @@ def show_results(folder: Path, tasks: list[str]) -> None:
     terminal.print(f"results: {folder / 'results.json'}  report: {report}", markup=False, soft_wrap=True)
     failed = sum(part["errors"] for task in results["tasks"].values() for part in task["parts"].values())
     if failed:
-        console(stderr=True).print(f"{failed} records have no answer, their pictures could not be opened.")
+        console(stderr=True).print(f"{failed} records have no answer; their lines in {folder / 'predictions'} say why.")
         raise typer.Exit(1)
 
 

@@ -66,7 +66,7 @@ def _notes(results: dict[str, Any]) -> Iterator[str]:
     errors = sum(part["errors"] for part in results["parts"].values())
     without = sum(part["without_truth"] for part in results["parts"].values())
     if errors:
-        yield f"{errors} records have no answer: their pictures could not be opened."
+        yield f"{errors} records have no answer; their lines say why."
     if without:
         yield f"{without} records have no true answer to be compared with."
 

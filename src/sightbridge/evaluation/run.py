@@ -157,12 +157,12 @@ def do_part(
 def answering(
     model: VisionLanguageModel, processor: Processor, batch_size: int
 ) -> Callable[[Part, Sequence[Record]], Iterable[dict[str, Any]]]:
-    """Lines of answers. A record whose picture cannot be opened gets one with ``error``."""
+    """Lines of answers. A record that cannot be used, for its picture or its length, gets one with ``error``."""
 
     def lines(part: Part, records: Sequence[Record]) -> Iterable[dict[str, Any]]:
         try:
             said = answer_batch(model, processor, records, part.task.settings.generation, batch_size)
-        except ImageError as error:  # one of them, so they are answered one by one
+        except (ImageError, DataError) as error:  # one of them, so they are answered one by one
             if len(records) == 1:
                 return [line_of(records[0], part.language_of(records[0]), None, str(error))]
             return chain.from_iterable(lines(part, [record]) for record in records)
@@ -178,7 +178,7 @@ def matching(scorer: Scorer) -> Callable[[Part, Sequence[Comparison]], Iterable[
         pairs = [(image, text) for item in items for image in item.images for text in item.texts]
         try:
             found = scorer.pairs([image for image, _ in pairs], [text for _, text in pairs], **part.task.settings.score)
-        except ImageError as error:
+        except (ImageError, DataError) as error:
             if len(items) == 1:
                 return [match_line(items[0], None, str(error))]
             return chain.from_iterable(lines(part, [item]) for item in items)
