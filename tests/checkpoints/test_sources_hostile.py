@@ -266,6 +266,7 @@ def test_bombs_do_not_go_off(tmp_path: Path, kind: str) -> None:
     one_line(BOMBS[kind], tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damage_is_found(tmp_path: Path, kind: str) -> None:
     one_line(DAMAGED[kind], tmp_path)
