@@ -132,7 +132,7 @@ def test_parity_of_a_projector_between_its_neighbours(name: str, tmp_path: Path)
     """What a first stage keeps: the rest is named, and found in the original's own files."""
     folder = original_folder(name, tmp_path / "theirs")
     added = ["vision_tower.layers=[-2,-5,-8,-11,6]"] if name == VIP else ["vision_tower.layers=[-2]"]
-    added += ["vision_tower.class_token=drop", "image.fit=pad", HEADS]
+    added += ["image.fit=pad", HEADS]
     added += ["prompt.template=llava_v1" if name == VIP else "prompt.template=t5_v1"]
     done = convert(
         MODELS / name / "mm_projector.bin",

@@ -49,7 +49,7 @@ def read_mm_projector(weights: Weights) -> Found:
     """Say what a projector is; the ``config.json`` of its run, if it lies beside it, says which tower it was for."""
     mapped, others = projector_weights(weights)
     bridge, config = bridge_settings(mapped), checked_config(weights)
-    settings: dict[str, Any] = {"connector": bridge}
+    settings: dict[str, Any] = {"connector": bridge, "vision_tower": {"class_token": "drop"}}  # the family's default
     if "mm_vision_tower" in config:
         refuse_what_is_not_here(weights, config)
         tower, _, _ = vision_settings(mapped, config)
