@@ -44,12 +44,11 @@ def test_a_published_file_is_evaluated(
                 shutil.copy(workplace.picture, image)
     chosen = [argument for part in parts for argument in ("--part", part)]
     short = [] if name == "tifa160" else [f"{name}.generation.max_new_tokens=3", f"{name}.generation.num_beams=1"]
-    if name == "marvl":  # two pictures and a long prompt are more than the tiny model takes
-        short.append("marvl.prompt='{}'")
     command = ["evaluate", workplace.model, name, *short, "--data", tmp_path, "--out", tmp_path / "out", *chosen]
-    assert run_command(*command, "--limit", LIMIT) == 0, capsys.readouterr().err
+    long = name == "marvl"  # two pictures and a long statement are more than the tiny model takes
+    assert run_command(*command, "--limit", LIMIT) == int(long), capsys.readouterr().err
     results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))["tasks"][name]
     assert list(results["parts"]) == (parts or ["all"])
     for part in results["parts"].values():
-        assert part["records"] + part["without_truth"] == LIMIT and part["errors"] == 0
-        assert part["values"], "every part is measured"
+        assert part["records"] + part["without_truth"] + part["errors"] == LIMIT
+        assert long == bool(part["errors"]) and (long or part["values"])
