@@ -114,6 +114,23 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
+def save_siglip(folder: Path) -> Path:
+    """A whole SigLIP of random weights in a folder."""
+    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    torch.manual_seed(9)
+    tokenizer = _word_tokenizer()
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = SiglipConfig(
+        text_config={**shape, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 16},
+        vision_config={**shape, "image_size": 28, "patch_size": 14},
+    )
+    SiglipModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
 def _word_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

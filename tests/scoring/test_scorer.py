@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from score_models import TEXTS, backend_of, first_stage, lively_model, processor_of, save_clip, write_pictures
+from score_models import (
+    TEXTS,
+    backend_of,
+    first_stage,
+    lively_model,
+    processor_of,
+    save_clip,
+    save_siglip,
+    write_pictures,
+)
 
 from sightbridge.batch import QFormerBatch
 from sightbridge.config.model import ImageSettings
@@ -132,6 +141,23 @@ def test_parity_clip_with_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(percent, 100 * expected.clamp(min=0), rtol=0, atol=1e-4)
     torch.testing.assert_close(clipscore, 2.5 * expected.clamp(min=0), rtol=0, atol=1e-5)
     assert (scorer(pictures, TEXTS, prompt="a photo of {}") - found).abs().max() > 1e-4
+
+
+def test_parity_siglip_with_transformers(tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer, SiglipModel
+
+    folder, pictures = save_siglip(tmp_path / "siglip"), write_pictures(tmp_path / "pictures")
+    model = SiglipModel.from_pretrained(folder).eval()
+    images = [Image.open(path).convert("RGB") for path in pictures]
+    inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images, return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")
+    with torch.no_grad():
+        out = model(input_ids=words["input_ids"], **inputs)
+    expected = (out.logits_per_image - model.logit_bias) / model.logit_scale.exp()
+    found = load_scorer(folder, batch_size=3).score(pictures, TEXTS)
+    print(f"parity SigLIP: {(found - expected).abs().max():.1e}")
+    torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", ["t5", "llama", "itm", "itc", "clip"])

@@ -28,6 +28,8 @@ SCALES: dict[str, Any] = {
     "clipscore": lambda cosine: 2.5 * cosine.clamp(min=0),
     "percent": lambda cosine: 100 * cosine.clamp(min=0),
 }
+FAMILIES = ("clip", "siglip", "siglip2")
+"""What a configuration calls a whole model that compares pictures and texts."""
 BICUBIC = 3
 """Pillow's number of it, in the files of image processors."""
 
@@ -91,7 +93,6 @@ class ClipSimilarity:
         read: dict[Item, Tensor] = {}
         for places in batches_by_length([len(str(item)) for item in items], batch_size):
             chosen = [items[place] for place in places]
-            # SigLIP was trained on texts of full length and has no mask; to CLIP, which looks back only, it is the same
             inputs = self.tokenizer(
                 [str(item) for item in chosen],
                 padding="max_length",
@@ -99,9 +100,10 @@ class ClipSimilarity:
                 max_length=self.model.config.text_config.max_position_embeddings,
                 return_tensors="pt",
             )
-            known = {
-                name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask") if name in inputs
-            }
+            # SigLIP was trained on texts of full length, padding and all; CLIP looks back only, so it never sees any
+            known = {"input_ids": inputs["input_ids"].to(self.model.device)}
+            if not self.model.config.model_type.startswith("siglip"):
+                known["attention_mask"] = inputs["attention_mask"].to(self.model.device)
             read.update(zip(chosen, unit(_pooled(self.model.get_text_features(**known))), strict=True))
         return read
 
@@ -141,7 +143,7 @@ def load_clip(source: str, device: str, dtype: torch.dtype | None) -> ClipSimila
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: cannot load a CLIP from it ({str(error).splitlines()[0]}).") from error
-    if not hasattr(model, "get_text_features"):
+    if model.config.model_type not in FAMILIES:
         raise CheckpointError(f"{source}: holds a {type(model).__name__}; a CLIPScore needs a whole CLIP or SigLIP.")
     return ClipSimilarity(model, tokenizer, read_image_settings(images.to_dict(), source))
 
@@ -167,6 +169,4 @@ def is_clip_folder(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (
-        isinstance(config, dict) and {"text_config", "vision_config"} <= set(config) and "projection_dim" in str(config)
-    )
+    return isinstance(config, dict) and config.get("model_type") in FAMILIES

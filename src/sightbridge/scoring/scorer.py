@@ -20,7 +20,7 @@ from sightbridge.scoring.pictures import Picture, Pictures, find_pictures
 from sightbridge.scoring.pixels import fit_pixels
 from sightbridge.scoring.store import ScoreStore
 
-WINDOW = 8
+WINDOW = 4
 """So many batches of pictures are held, encoded, at one time; their rows are sorted by length together."""
 OnError = Literal["raise", "skip"]
 Images = ImageSource | Sequence[ImageSource]

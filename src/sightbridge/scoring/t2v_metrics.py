@@ -171,7 +171,10 @@ def find_model(model: str | Path, cache_dir: str | Path = CACHE_DIR) -> Path:
         if folder is not None and _is_model(folder):
             return folder
     known = list_all_models(cache_dir)
-    fetch = f" Fetch {PUBLISHED[name]} and convert it into {Path(cache_dir) / name}." if name in PUBLISHED else ""
+    fetch = ""
+    if name in PUBLISHED:
+        fetch = f" Fetch {PUBLISHED[name]}, then: sightbridge convert FETCHED {Path(cache_dir) / name}."
+        fetch = f" Fetch {PUBLISHED[name]} and name its folder." if ":" in name else fetch
     raise CheckpointError(
         f"'{name}' is no model folder and no known model.{nearest(name, known)}{fetch} Known in {cache_dir}: "
         f"{', '.join(known) or 'none'}. register_model(NAME, FOLDER) adds one."
