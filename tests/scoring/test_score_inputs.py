@@ -191,7 +191,10 @@ def test_code_for_t2v_metrics_runs_after_its_import_is_changed(
     assert t2v_metrics.CLIPScore(model="openai:tiny")(images=images, texts=TEXTS).shape == (2, 5)
     assert type(t2v_metrics.get_score_model("openai:tiny")) is t2v_metrics.CLIPScore
     assert type(t2v_metrics.get_score_model("clip-flant5-tiny")) is t2v_metrics.VQAScore
-    with pytest.raises(CheckpointError, match=r"Did you mean 'clip-flant5-tiny'\?.*zhiqiulin/clip-flant5-xl, then: sightbridge convert.*Known"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"Did you mean 'clip-flant5-tiny'\?.*zhiqiulin/clip-flant5-xl, then: sightbridge convert.*Known",
+    ):
         t2v_metrics.VQAScore(model="clip-flant5-xl")
     t2v_metrics.register_model("mine", workplace.model)
     assert "mine" in t2v_metrics.list_all_models()
