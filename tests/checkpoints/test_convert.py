@@ -398,7 +398,7 @@ def test_a_name_that_is_nowhere_is_told(tmp_path: Path) -> None:
 
 def test_a_loaded_language_model_is_transformers_own(tmp_path: Path) -> None:
     out = convert_lavis(tmp_path, "opt")
-    language_model = AutoModelForCausalLM.from_pretrained(out / "language_model")
+    language_model: Any = AutoModelForCausalLM.from_pretrained(out / "language_model")
     state = lavis("stage2_opt_prompt")["state_dict"]
     table = state["opt_model.model.decoder.embed_tokens.weight"]
     assert torch.equal(language_model.get_input_embeddings().weight, table)
