@@ -234,5 +234,8 @@ METRICS: dict[str, Metric] = {
 }
 """Every metric, by the name that a task gives it."""
 
+CAPTION_METRICS = frozenset({"cider", "bleu_1", "bleu_4", "rouge_l"})
+"""Those that count words, which some languages have to be parted into."""
+
 CLEANERS: dict[str, Callable[[str], str]] = {"vqa": normalise}
 """What is done to an answer before it is measured, by the name that a task gives it."""

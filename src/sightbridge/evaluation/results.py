@@ -17,7 +17,7 @@ from sightbridge.errors import DataError
 from sightbridge.evaluation.judge import read_grades
 from sightbridge.evaluation.metrics import CLEANERS, METRICS, Row, Value, measure
 from sightbridge.evaluation.predictions import files_of, read_lines, to_row
-from sightbridge.evaluation.run import RUN
+from sightbridge.evaluation.run import RUN, segmenters
 from sightbridge.evaluation.task import Part, Task
 
 RESULTS = "results.json"
@@ -66,7 +66,8 @@ def cleaner(settings: TaskSettings) -> Callable[[str], str]:
 
 
 def _task_results(task: Task, out: Path) -> dict[str, Any]:
-    parts = {part.name or "all": _part_results(part, out) for part in task.parts() if files_of(part, out)}
+    answered = [part for part in task.parts() if files_of(part, out)]
+    parts = {part.name or "all": _part_results(part, out) for part in answered}
     names = {name for part in parts.values() for name in part["values"]}
     means = {
         name: mean(part["values"][name]["value"] for part in parts.values() if name in part["values"]) for name in names
@@ -79,6 +80,7 @@ def _task_results(task: Task, out: Path) -> dict[str, Any]:
         "clean": settings.clean,
         "generation": settings.generation.model_dump(mode="json", exclude_defaults=True),
         "metrics": settings.metrics,
+        "segmenters": {code: version for part in answered for code, version in segmenters(part).items()},
         "parts": parts,
         "mean": {name: means[name] for name in sorted(means)} if len(parts) > 1 else {},
     }

@@ -16,6 +16,7 @@ from sightbridge.data.qformer_processor import QFormerProcessor
 from sightbridge.data.readers.benchmarks.matches import Comparison
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SettingsError
+from sightbridge.evaluation.metrics import CAPTION_METRICS
 from sightbridge.evaluation.predictions import (
     appending,
     file_of,
@@ -28,6 +29,7 @@ from sightbridge.evaluation.predictions import (
 )
 from sightbridge.evaluation.retrieval import rank_pairs
 from sightbridge.evaluation.task import Item, Part
+from sightbridge.evaluation.tokenize import segmenter_version
 from sightbridge.generation.answer import answer_batch
 from sightbridge.images.load import ImageSource
 from sightbridge.models.qformer_pretraining import QFormerPretraining
@@ -64,6 +66,8 @@ def read_work(parts: Sequence[Part], data: Path, limit: int | None = None, allow
         wanted = {part.task.name: part.task.settings.get for part in missing}
         lines += [f"get for {name}: {get}" for name, get in wanted.items()]
         raise DataError("\n  ".join(["annotation files are missing", *lines]))
+    for part in parts:
+        segmenters(part)
     work = [Work(part, part.read(data, limit)) for part in parts]
     if not allow_missing:
         for one in work:
@@ -84,6 +88,17 @@ def _check_pictures(work: Work, data: Path) -> None:
 
 def _is_file_name(image: ImageSource) -> bool:
     return isinstance(image, Path) or (isinstance(image, str) and not image.startswith("data:"))
+
+
+def segmenters(part: Part) -> dict[str, str]:
+    """What parts the captions of a part into words, with its version: of a language that is written without spaces.
+
+    Raises ``SettingsError`` if it is not installed.
+    """
+    if not part.task.settings.languages or CAPTION_METRICS.isdisjoint(part.task.settings.metrics):
+        return {}
+    version = segmenter_version(part.name)
+    return {part.name: version} if version else {}
 
 
 def begin(out: Path, model: str, work: Sequence[Work], limit: int | None, overwrite: bool) -> None:
