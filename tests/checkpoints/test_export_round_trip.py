@@ -93,7 +93,7 @@ def test_round_trip_parity(kind: str, to: str, tmp_path: Path) -> None:
             continue  # Blip2's one norm is the bridge's
         mine, theirs = before.read(name), after.read(name)
         assert torch.equal(mine, theirs[: len(mine)] if mine.ndim else theirs), name
-    again, _ = load_any_model(back.folder)
+    again: Any = load_any_model(back.folder)[0]
     batch = processor.prompt(picture(1), "What is in the picture?")
     if processor.encoder_decoder:
         batch = batch.__class__(**{**batch.__dict__, "labels": torch.tensor([[7, 11, 5, 1]])})
@@ -130,7 +130,7 @@ def test_round_trip_parity_of_the_first_stage(to: str, tmp_path: Path) -> None:
     mine, theirs = read_all(tmp_path / "m"), read_all(back.folder)
     assert {name for name in mine if name.startswith("bridge.")} == {n for n in theirs if n.startswith("bridge.")}
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    again, _ = load_any_model(back.folder)
+    again: Any = load_any_model(back.folder)[0]
     ids, mask = processor.texts(["a red cup", "what is in it"])
     pixels = torch.rand(2, 3, 28, 28)
     with torch.no_grad():
