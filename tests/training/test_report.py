@@ -122,7 +122,7 @@ def test_the_page_shows_figures_samples_and_how_to_run_it_again(tmp_path: Path):
     assert "What &lt;colour&gt;?" in html and "(nothing)" in html
     assert "sightbridge train &#39;a b&#39;" in html
     assert f"sightbridge train {folder}/settings.yaml --out {folder}-again" in html
-    assert html.count("data:image/png") == html.count("data:image/jpeg") == 1  # the curves, the one picture that is there
+    assert html.count("data:image/png") == html.count("data:image/jpeg") == 1
     assert 'src="http' not in html and "&lt;b&gt;" in html
     assert Image.open(folder / "curves.png").format == "PNG"
 
