@@ -25,16 +25,15 @@ from sightbridge.checkpoints.manifest import (
 )
 from sightbridge.checkpoints.mm_projector import load_mm_projector
 from sightbridge.checkpoints.pretrained_connector import load_part_from_pretraining
-from sightbridge.checkpoints.projection import PROJECTION, load_without_projection, why_fresh
+from sightbridge.checkpoints.projection import PROJECTION, check_trains, load_without_projection, why_fresh
 from sightbridge.checkpoints.rest import load_rest, remember_origin
 from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.checkpoints.text_branch import has_text_branch, load_without_text_branch
 from sightbridge.checkpoints.weights import file_hash, fingerprint, load_part
-from sightbridge.errors import CheckpointError, SettingsError
+from sightbridge.errors import CheckpointError
 from sightbridge.models.build_qformer import check_qformer
 from sightbridge.models.connectors.qformer import QFormerConnector
 from sightbridge.models.lora import adapted_layers
-from sightbridge.models.parts import trains
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams")
 """Ends of the names of files that weights are in."""
@@ -167,12 +166,7 @@ def _load_qformer(
         _load(connector, "connector", entry, folder)
         report.taken.append(f"connector: {entry.parameters:,} weights, its projection too")
         return
-    if not trains(connector.output):
-        raise SettingsError(
-            f"the projection of the connector begins with random weights ({reason}) and would stay so: let it train, "
-            "training.parts.connector.train=full",
-            key="training.parts.connector.train",
-        )
+    check_trains(connector, reason)
     with telling_what_differs("connector"):
         if entry.rest:  # what is stored here is the projection
             folder = load_rest(connector, entry, folder)

@@ -17,19 +17,18 @@ from sightbridge.checkpoints.fit import COUNTED, compare, differences, shapes_of
 from sightbridge.checkpoints.formats import Found
 from sightbridge.checkpoints.mm_projector import fill_projector
 from sightbridge.checkpoints.pretrained_connector import take_from_pretraining
-from sightbridge.checkpoints.projection import PROJECTION, why_fresh_of
+from sightbridge.checkpoints.projection import PROJECTION, check_trains, why_fresh_of
 from sightbridge.checkpoints.rest import remember_origin
 from sightbridge.checkpoints.sources.base import Stored, StoredWeights, Weights
 from sightbridge.checkpoints.sources.model_folder import From, resampled_positions
 from sightbridge.checkpoints.supply import PREFIXES, WORDS, has_part, part_of
 from sightbridge.checkpoints.text_branch import TEXT_BRANCH, take_without_text_branch
 from sightbridge.checkpoints.weights import fingerprint, unique_tensors
-from sightbridge.errors import CheckpointError, SettingsError
+from sightbridge.errors import CheckpointError
 from sightbridge.models.connectors.linear import LinearConnector
 from sightbridge.models.connectors.mlp import MLPConnector
 from sightbridge.models.connectors.qformer import QFormerConnector
 from sightbridge.models.lora import adapted_layers
-from sightbridge.models.parts import trains
 from sightbridge.models.vision_tower import FINAL_NORMS, POOLERS, VisionTower
 
 WRAPPER = "model."
@@ -195,12 +194,7 @@ def _fill_qformer_connector(
         _copy_all(connector, "connector", weights, found)
         report.taken.append(f"connector: {sum(w.numel() for w in weights.values()):,} weights, its projection too")
         return
-    if not trains(connector.output):
-        raise SettingsError(
-            f"the projection of the connector begins with random weights ({reason}) and would stay so: let it train, "
-            "training.parts.connector.train=full",
-            key="training.parts.connector.train",
-        )
+    check_trains(connector, reason)
     others = {key: weight for key, weight in weights.items() if not key.startswith(PROJECTION)}
     _copy_all(connector, "connector", others, found, besides=PROJECTION)
     report.taken.append(f"connector: {sum(weight.numel() for weight in others.values()):,} weights")

@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sightbridge.checkpoints.weights import load_some, unique_tensors
-from sightbridge.errors import CheckpointError
+from sightbridge.errors import CheckpointError, SettingsError
 from sightbridge.models.connectors.qformer import QFormerConnector
+from sightbridge.models.parts import trains
 
 PROJECTION = "output."
 """Beginning of the names of a connector's projection to the width of the language model."""
@@ -50,6 +51,16 @@ def _why_unfit(connector: QFormerConnector, there: int | None) -> str | None:
     if there is None or there == here:
         return None
     return f"it leads to a language model of width {there}, the one here has {here}"
+
+
+def check_trains(connector: QFormerConnector, reason: str) -> None:
+    """Raise ``SettingsError`` for a projection that begins with random weights, for ``reason``, and would stay so."""
+    if not trains(connector.output):
+        raise SettingsError(
+            f"the projection of the connector begins with random weights ({reason}) and would stay so: let it train, "
+            "training.parts.connector.train=full",
+            key="training.parts.connector.train",
+        )
 
 
 def load_without_projection(connector: nn.Module, path: Path) -> int:
