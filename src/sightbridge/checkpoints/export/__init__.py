@@ -23,9 +23,13 @@ from sightbridge.checkpoints.sources.model_folder import open_model_folder
 from sightbridge.errors import CheckpointError, SettingsError, nearest
 
 TARGETS: dict[str, Target] = {
-    "hf": Target("Blip2*, InstructBlip, Llava or VipLlava of transformers", hf_parts, write_hf, ("hf_blip2", "hf-llava")),
+    "hf": Target(
+        "Blip2*, InstructBlip, Llava or VipLlava of transformers", hf_parts, write_hf, ("hf_blip2", "hf-llava")
+    ),
     "lavis": Target("LAVIS .pth (BLIP-2)", lavis_parts, write_lavis, ("lavis",)),
-    "llava": Target("LLaVA, ViP-LLaVA or CLIP-FlanT5, original layout", llava_parts, write_llava, ("llava", "clip-flant5")),
+    "llava": Target(
+        "LLaVA, ViP-LLaVA or CLIP-FlanT5, original layout", llava_parts, write_llava, ("llava", "clip-flant5")
+    ),
     "paddle": Target("PaddleMIX .pdparams (BLIP-2)", paddle_parts, write_paddle, ("paddle",)),
     "adapter": Target("PEFT adapter, or the merged language model", adapter_parts, write_adapter),
 }
@@ -88,7 +92,15 @@ def export_model(
         weights = weights.in_type(DTYPES[dtype])
     with weights, atomic_folder(target) as writing:
         job = Job(
-            folder, target, weights.manifest, weights, load_any_processor(folder), sources or {}, verify, on_tensor
+            folder,
+            target,
+            weights.manifest,
+            weights,
+            load_any_processor(folder),
+            dtype,
+            sources or {},
+            verify,
+            on_tensor,
         )
         written = TARGETS[to].write(job, writing)
         write_card(job, written, writing)

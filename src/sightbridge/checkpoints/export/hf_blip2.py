@@ -20,8 +20,8 @@ from sightbridge.checkpoints.export.hf_plan import (
     end_notes,
     generation_config,
     loading,
-    part_dtype,
     text_config,
+    type_held,
 )
 from sightbridge.checkpoints.export.job import Job, cannot
 from sightbridge.checkpoints.export.pictures import image_processor
@@ -55,7 +55,7 @@ def plan_blip2(job: Job) -> Plan:
         "text_config": text.to_dict(),
         "num_query_tokens": options.num_queries,
         "image_token_index": token.id,
-        "dtype": part_dtype(weights, "language_model."),
+        "dtype": type_held(job),
     }
     pictures = image_processor(settings.image)
     notes = (*notes, token.note, *end_notes(job), *place_notes(job))
@@ -86,7 +86,7 @@ def plan_retrieval(job: Job) -> Plan:
         num_query_tokens=options.num_queries,
         image_text_hidden_size=options.projection_size,
         image_token_index=None,  # with one, transformers would cut placeholders off the front of every text
-        dtype=part_dtype(weights, "bridge."),
+        dtype=type_held(job),
     )
     heads = ("bridge.temperature", "bridge.language_head.")
     extras = tuple(name for name in weights.infos if name.startswith(heads))

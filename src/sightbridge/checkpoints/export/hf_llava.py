@@ -13,8 +13,8 @@ from sightbridge.checkpoints.export.hf_plan import (
     end_notes,
     generation_config,
     loading,
-    part_dtype,
     text_config,
+    type_held,
 )
 from sightbridge.checkpoints.export.job import Job, cannot
 from sightbridge.checkpoints.export.pictures import image_processor
@@ -53,7 +53,7 @@ def plan_llava(job: Job) -> Plan:
         "vision_feature_layer": layers,
         "image_seq_length": job.manifest.tokens_per_image,
         "tie_word_embeddings": bool(text.tie_word_embeddings),
-        "dtype": part_dtype(weights, "language_model."),
+        "dtype": type_held(job),
     }
     if options.input_norm:
         config = VipLlavaConfig(projector_layernorm_eps=options.input_norm_eps, **content)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 from sightbridge.checkpoints.export.job import Job
 from sightbridge.checkpoints.export.tokens import ImageToken, end_ids, output_tables, unspelled_ends
 from sightbridge.checkpoints.sources.model_folder import FolderWeights
+from sightbridge.config.model import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def text_config(job: Job, token: ImageToken) -> Any:
     if model.config.is_encoder_decoder and content.get("bos_token_id") is None:
         # For a picture without a text Blip2 starts with BOS. T5 has none; LAVIS' empty prompt is </s>.
         content["bos_token_id"] = token.tokenizer.eos_token_id
-    content["dtype"] = part_dtype(job.weights, "language_model.")
+    content["dtype"] = type_held(job)
     return type(model.config).from_dict(content)
 
 
@@ -90,13 +90,13 @@ def one_or_all(ids: list[int]) -> Any:
     return ids[0] if len(ids) == 1 else ids or None
 
 
-def part_dtype(weights: FolderWeights, part: str) -> str:
-    """The type that most values of a part are in."""
-    sizes: dict[torch.dtype, int] = {}
-    for name, info in weights.infos.items():
-        if name.startswith(part):
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.bytes
-    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+def type_held(job: Job) -> str:
+    """The type that ``from_pretrained`` is to load the model in: that of the model here, whatever its files are in.
+
+    A file in float16 that is held in float32 would otherwise compute in float16 there, connector and all.
+    """
+    settings = job.manifest.settings
+    return job.dtype or (settings.language_model.dtype if isinstance(settings, ModelSettings) else "float32")
 
 
 def changes_values(config: Any) -> str | None:

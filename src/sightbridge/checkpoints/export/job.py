@@ -22,6 +22,7 @@ class Job:
         manifest: of that folder.
         weights: those parts that the target asked for, adapters inside or beside the language model.
         processor: tokenizer, template and image transform.
+        dtype: type that was asked for all weights; ``None`` leaves each as its file has it.
         sources: part -> folder or hub name, for referenced parts that lie elsewhere now.
         verify: whether to load what was written and compare it with the model.
         on_tensor: called with the name of each tensor that is written.
@@ -32,6 +33,7 @@ class Job:
     manifest: AnyManifest
     weights: FolderWeights
     processor: AnyProcessor
+    dtype: str | None
     sources: Mapping[str, str]
     verify: bool = False
     on_tensor: Callable[[str], None] | None = None
