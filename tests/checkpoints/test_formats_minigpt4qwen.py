@@ -157,6 +157,26 @@ def test_parity_qwen_1_as_qwen2(tmp_path: Path) -> None:
     assert_same(tables.to_theirs(found.weights), Weights.of(whole(theirs)))
 
 
+def test_parity_a_published_qwen_1_by_itself(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(2)
+    theirs = Qwen1().eval()
+    save_file({name: tensor.clone() for name, tensor in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+    options = {"num_attention_heads": HEADS, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10000, "seq_length": 2048}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen", **options}))
+    found = find(tmp_path)
+    assert found.format == "qwen1" and any("--tokenizer" in note for note in found.notes)
+    config = found.settings["language_model"]["config"]
+    assert config["num_attention_heads"] == HEADS and config["max_position_embeddings"] == 2048
+    ids = torch.randint(0, WORDS, (2, 9))
+    with torch.no_grad():
+        wanted = theirs(ids)
+        difference = gap(qwen2_of(found.settings, found.weights)(input_ids=ids).logits, wanted)
+    print(f"parity a published Qwen-1 as a Qwen2: logits {difference:.2e} of {wanted.abs().max():.2f}")
+    assert difference < 1e-5
+
+
 def test_qwen_of_full_size_has_heads_of_128() -> None:
     shapes = {
         "llm_proj.weight": (4096, 768),

@@ -15,6 +15,7 @@ from sightbridge.checkpoints.formats.mblip import MBLIP
 from sightbridge.checkpoints.formats.minigpt4qwen import MINIGPT4QWEN
 from sightbridge.checkpoints.formats.mm_projector import MM_PROJECTOR
 from sightbridge.checkpoints.formats.paddle import PADDLE
+from sightbridge.checkpoints.formats.qwen1 import QWEN1
 from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.errors import CheckpointError
 
@@ -34,6 +35,7 @@ FORMATS: dict[str, Format] = {
         HF_BLIP2,
         MBLIP,
         MINIGPT4QWEN,
+        QWEN1,
     )
 }
 """Every format that can be read, by name. A family's module lists its own; a new family adds a line here."""
