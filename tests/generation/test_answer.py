@@ -227,7 +227,7 @@ def test_a_stop_text_of_one_token_waits_for_the_shortest_length(t5: tuple[Vision
     model, processor = t5
     text = answer(model, processor, GOLDEN / "pixels" / "land.png", "What is the color of the dog?", SHORT)
     stop = "chases"
-    assert stop in text and len(room._stop_ids([stop, "two tokens", "\n"], processor.tokenizer)) == 1
+    assert stop in text and len(room.stop_ids([stop, "two tokens", "\n"], processor.tokenizer)) == 1
     early = SHORT.model_copy(update={"stop": [stop]})
     late = early.model_copy(update={"min_new_tokens": 8})
     given = (model, processor, GOLDEN / "pixels" / "land.png", "What is the color of the dog?")
@@ -289,7 +289,7 @@ def test_several_answers(vip: tuple[VisionLanguageModel, Processor]) -> None:
 def test_an_empty_answer(either: tuple[VisionLanguageModel, Processor]) -> None:
     model, processor = either
     ids = processor.tokenizer(answer(model, processor, picture(3), "What is it?", SHORT), add_special_tokens=False)
-    first = room._generate(model, processor, processor.prompt(picture(3), "What is it?"), SHORT)[0, 0].item()
+    first = room.generate_ids(model, processor, processor.prompt(picture(3), "What is it?"), SHORT)[0, 0].item()
     assert len(ids["input_ids"]) > 1
     silent = make_processor("t5" if processor.encoder_decoder else "vip")
     silent.eos_ids = (int(first),)
@@ -341,4 +341,4 @@ def test_rows_of_the_head_beyond_the_vocabulary() -> None:
     for name in ("vip", "t5", "llama3"):
         tokenizer = make_processor(name).tokenizer
         beyond = len(tokenizer) + 5
-        assert room._without_open_bytes([5, beyond], tokenizer) in ([5, beyond], [5])
+        assert room.without_open_bytes([5, beyond], tokenizer) in ([5, beyond], [5])

@@ -140,8 +140,8 @@ def stream_batch(
     for ids in _steps(model, processor, batch, settings, stopping or Event()):
         if settings.num_beams > 1:  # what is best so far may not begin what is best in the end
             continue
-        whole = _without_open_bytes(ids, processor.tokenizer)
-        piece = _settled(processor.decode([whole], settings.stop)[0], stops)[len(sent) :]
+        whole = without_open_bytes(ids, processor.tokenizer)
+        piece = settled(processor.decode([whole], settings.stop)[0], stops)[len(sent) :]
         if piece:
             yield piece
             sent += piece
@@ -149,7 +149,7 @@ def stream_batch(
         yield rest
 
 
-def _without_open_bytes(ids: list[int], tokenizer: Any) -> list[int]:
+def without_open_bytes(ids: list[int], tokenizer: Any) -> list[int]:
     """Leave out a run of byte tokens at the end, as in a SentencePiece vocabulary.
 
     All of a run become replacement characters if it is no UTF-8 as a whole, even those that were letters before.
@@ -164,7 +164,7 @@ def _token(token_id: int, tokenizer: Any) -> str:
     return tokenizer.convert_ids_to_tokens(token_id) or ""  # rows of the head beyond the vocabulary have no token
 
 
-def _settled(text: str, stops: Sequence[str]) -> str:
+def settled(text: str, stops: Sequence[str]) -> str:
     """The part of an unfinished text that will not change: no half character, beginning of a stop text, space."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     beginnings = [stop[:n] for stop in stops for n in range(1, len(stop))]
@@ -185,7 +185,7 @@ def _steps(
         return closed.is_set() or stopping.is_set()
 
     with ThreadPoolExecutor(1, "sightbridge-stream") as pool:  # leaving it waits for the thread
-        done = pool.submit(_generate, model, processor, batch, settings, watch)
+        done = pool.submit(generate_ids, model, processor, batch, settings, watch)
         done.add_done_callback(lambda _: steps.put(None))
         try:
             while (ids := steps.get()) is not None:
@@ -196,11 +196,11 @@ def _steps(
 
 
 def _answer(model: VisionLanguageModel, processor: Processor, batch: Batch, settings: GenerationSettings) -> list[str]:
-    ids = _generate(model, processor, batch, settings)
+    ids = generate_ids(model, processor, batch, settings)
     return processor.decode(ids, settings.stop)
 
 
-def _generate(
+def generate_ids(
     model: VisionLanguageModel, processor: Processor, batch: Batch, settings: GenerationSettings, watch: Any = None
 ) -> Tensor:
     """Generate with what ends an answer in the processor's prompt template as well."""
@@ -210,14 +210,14 @@ def _generate(
         model,
         batch,
         settings.model_copy(update={"stop": stops}),
-        eos_ids=[*processor.eos_ids, *_stop_ids(stops, tokenizer)],
+        eos_ids=[*processor.eos_ids, *stop_ids(stops, tokenizer)],
         pad_id=tokenizer.pad_token_id,
         tokenizer=tokenizer,
         watch=watch,
     )
 
 
-def _stop_ids(stops: Sequence[str], tokenizer: Any) -> list[int]:
+def stop_ids(stops: Sequence[str], tokenizer: Any) -> list[int]:
     """The stop texts that are a single token: ends like EOS, so that ``min_new_tokens`` holds them back.
 
     LAVIS ends OPT's captions by the newline token and keeps it out of their first ``min_length`` tokens.

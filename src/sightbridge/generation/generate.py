@@ -69,7 +69,7 @@ def generate(
     assert batch.segments is None, "records in one row cannot each be continued: make the prompts without packing"
     assert tokenizer is not None or not settings.stop, "stop texts are found by reading: give a tokenizer"
     language_model = model.language_model
-    _check_room(language_model.config, int(batch.attention_mask.sum(dim=1).max()), settings.max_new_tokens)
+    check_room(language_model.config, int(batch.attention_mask.sum(dim=1).max()), settings.max_new_tokens)
     batch = batch.to(language_model.model.device)
     start = 1 if language_model.is_encoder_decoder else 0  # the decoder's start token comes back with the new ones
     with in_evaluation_mode(model):
@@ -80,13 +80,13 @@ def generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
             generation_config=_configure(settings, language_model.config, eos_ids, pad_id),
-            logits_processor=LogitsProcessorList(_score_steps(settings, embeddings.device)),
+            logits_processor=LogitsProcessorList(score_steps(settings, embeddings.device)),
             stopping_criteria=StoppingCriteriaList(_stopping(settings, start, tokenizer, watch)),
         )
     return _pad_ended(ids[:, start:], eos_ids, pad_id)
 
 
-def _check_room(config: Any, prompt: int, answer: int) -> None:
+def check_room(config: Any, prompt: int, answer: int) -> None:
     """Check that a table of positions is long enough; rotary ones go on, and ``Chat`` may be told that they do."""
     limit = position_limit(config)
     needed = max(prompt, answer) if config.is_encoder_decoder else prompt + answer
@@ -99,7 +99,7 @@ def _check_room(config: Any, prompt: int, answer: int) -> None:
 
 
 def _configure(settings: GenerationSettings, config: Any, eos_ids: Sequence[int], pad_id: int) -> GenerationConfig:
-    """Say it in transformers' words; what happens to the scores is said in ``_score_steps``."""
+    """Say it in transformers' words; what happens to the scores is said in ``score_steps``."""
     options: dict[str, Any] = {}
     if settings.num_beams > 1:
         options |= {"length_penalty": settings.length_penalty, "num_return_sequences": settings.num_answers}
@@ -115,7 +115,7 @@ def _configure(settings: GenerationSettings, config: Any, eos_ids: Sequence[int]
     )
 
 
-def _score_steps(settings: GenerationSettings, device: torch.device) -> list[LogitsProcessor]:
+def score_steps(settings: GenerationSettings, device: torch.device) -> list[LogitsProcessor]:
     """What is done to the scores of a step before the largest is taken, in transformers' order."""
     steps: list[LogitsProcessor] = [OnlyNumbers()]
     if settings.repetition_penalty != 1:  # given to transformers as a setting, it warns that the prompt does not count
