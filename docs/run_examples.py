@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 BLOCK = re.compile(r"```(?P<kind>console|yaml)\n(?P<content>.*?)```", re.DOTALL)
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""Paths in it, and in the folder that examples run in, are shown without what is in front."""
 SECONDS = 300
 """What takes longer is no example."""
 
@@ -40,7 +42,8 @@ def renew_block(block: re.Match[str], folder: str) -> str:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
         )
-        lines += [f"$ {command}", *(line.rstrip() for line in result.stdout.strip("\n").splitlines())]
+        said = result.stdout.strip("\n").replace(f"{folder}/", "").replace(f"{REPOSITORY}/", "")
+        lines += [f"$ {command}", *(line.rstrip() for line in said.splitlines())]
     return "```console\n" + "\n".join(lines) + "\n```"
 
 
