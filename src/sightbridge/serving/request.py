@@ -11,6 +11,8 @@ from sightbridge.images.load import ImageSource
 from sightbridge.text.turns import Turn
 from sightbridge.visual_prompts import Mark
 
+Reason = Literal["stop", "length", "cancelled"]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -73,7 +75,7 @@ class Finished:
     there was none).
     """
 
-    reason: Literal["stop", "length", "cancelled"]
+    reason: Reason
     prompt_tokens: int
     completion_tokens: int
     seconds: float
