@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from cli_workplace import Workplace, run_command
 
+from sightbridge.checkpoints.atomic import alone_in
+from sightbridge.cli.arguments import complete_task
+
 TASK = """
 description: questions of the workplace
 get: nothing, the test writes it
@@ -127,6 +130,14 @@ def test_missing_files_are_told_before_the_model_is_loaded(
         (["xgqa", "xgqa.metrics=[acuracy]"], "Did you mean 'accuracy'"),
         (["xgqa", "xgqa.clean=vqua"], "unknown post-processing"),
         (["xgqa", "xgqa.reader=gqua"], "unknown reader"),
+        (["xgqa", "xgqa.options={splitt: val}"], "has no option 'splitt'"),
+        (["coco_caption", "coco_caption.options={splitt: val}"], "Did you mean 'split'"),
+        (["xgqa", "xgqa.score={k: 3}"], "'score' of a task of answers has no k"),
+        (["flickr30k_retrieval", "flickr30k_retrieval.score={k: x}"], "a number of candidates, got 'x'"),
+        (["winoground", "winoground.score={reduction: geomen}"], "Did you mean 'geomean'"),
+        (["pope", "pope.splits=[../x]"], "a part is a file of answers"),
+        (["pope", "pope.splits=[a, a]"], "once, got 'a'"),
+        (["pope", "pope.prompt='{} in {language}'"], "there are no 'languages'"),
     ],
 )
 def test_wrong_tasks(
@@ -175,3 +186,148 @@ def test_tasks_that_a_run_cannot_be_measured_by(
     assert "compares pictures and texts" in capsys.readouterr().err
     assert run_command(*command, "evaluation.tasks=[coco_caption]") == 1
     assert "annotation files are missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "wants"),
+    [
+        ("chair", "objects are known"),
+        ("pope", "yes or no"),
+        ("recall", "ranks of retrieval"),
+        ("two_by_two", "two pictures with two texts"),
+        ("preferred", "one of them preferred"),
+        ("auc", "whether they fit"),
+        ("pearson", "people's rating"),
+    ],
+)
+def test_a_metric_of_something_else_is_told_before_anything_is_answered(
+    workplace: Workplace, data: Path, metric: str, wants: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(workplace, data, f"mine.metrics=[accuracy, {metric}]") == 1
+    said = capsys.readouterr().err
+    assert f"'{metric}' measures" in said and wants in said and "row 1" in said
+    assert not (data / "out").exists()
+
+
+def test_records_of_one_id_and_half_characters_are_told_before_anything_is_answered(
+    workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((data / "questions.json").read_text("utf-8"))
+    (data / "questions.json").write_text(json.dumps([*rows, rows[2]]), "utf-8")
+    assert run(workplace, data) == 1
+    assert "row 11: a second record '2'" in capsys.readouterr().err
+    (data / "questions.json").write_text(json.dumps([rows[0] | {"question": "a \ud83d b"}]), "utf-8")
+    assert run(workplace, data) == 1
+    assert "row 1, key 'question': \\ud83d is half of a character" in capsys.readouterr().err
+    assert not (data / "out").exists()
+
+
+def test_tasks_of_one_name_are_told(workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "pope.yaml").write_text(TASK.format(more=""), "utf-8")
+    assert run(workplace, data, "pope", task="pope.yaml") == 1
+    assert "two of the tasks are called 'pope'" in capsys.readouterr().err
+
+
+def test_a_record_without_an_answer_is_tried_again(workplace: Workplace, data: Path, tmp_path: Path) -> None:
+    rows = json.loads((data / "questions.json").read_text("utf-8"))
+    picture = tmp_path / "later.png"
+    there, rows[3]["image"] = rows[3]["image"], str(picture)
+    (data / "questions.json").write_text(json.dumps(rows), "utf-8")
+    assert run(workplace, data, "--allow-missing") == 1
+    picture.write_bytes(Path(there).read_bytes())
+    assert run(workplace, data) == 0
+    part = json.loads((data / "out/results.json").read_text("utf-8"))["tasks"]["mine"]["parts"]["all"]
+    assert part["records"] == 10 and part["errors"] == 0
+    assert [line["id"] for line in lines(data)].count("3") == 2, "what was written stays, and the answer holds"
+
+
+def test_overwriting_leaves_nothing_of_another_model(workplace: Workplace, data: Path) -> None:
+    two = TASK.format(more="splits: [questions, others]").replace("questions.json", "'{part}.json'")
+    (data / "two.yaml").write_text(two, "utf-8")
+    (data / "others.json").write_text((data / "questions.json").read_text("utf-8"), "utf-8")
+    assert run(workplace, data, task="two.yaml") == 0
+    grades = data / "out/predictions/two/questions.grades.jsonl"
+    grades.write_text('{"id": "0", "run": 0, "judge": "m", "grade": 1.0}\n', "utf-8")
+    assert run(workplace, data, "--overwrite", "--limit", 3, "--part", "questions", task="two.yaml") == 0
+    results = json.loads((data / "out/results.json").read_text("utf-8"))
+    assert list(results["tasks"]["two"]["parts"]) == ["questions"] and not grades.exists()
+
+
+def test_two_runs_do_not_write_into_one_folder(
+    workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(workplace, data) == 0
+    with alone_in(data / "out", data / "out"):
+        assert run(workplace, data, "--overwrite") == 1
+    assert "another process is writing it" in capsys.readouterr().err and len(lines(data)) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged: 'model'"),
+        ('{"model": "m", "limit": null, "tasks": 3}', "damaged"),
+        ('{"model": "m", "limit": null, "tasks": {"mine": {"reader": 1}}}', "task 'mine' cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_told(
+    workplace: Workplace, data: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "out").mkdir()
+    (data / "out/run.json").write_text(text, "utf-8")
+    assert run(workplace, data) == 1
+    assert f"run.json: {message}" in capsys.readouterr().err
+    assert run_command("rescore", data / "out") == 1
+    assert f"run.json: {message}" in capsys.readouterr().err
+
+
+def test_metrics_of_a_run_can_be_edited(workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(workplace, data) == 0
+    path = data / "out/run.json"
+    before = path.read_text("utf-8")
+    path.write_text(before.replace('"accuracy"', '"contains_truth"'), "utf-8")
+    assert run_command("rescore", data / "out") == 0
+    assert "contains_truth" in capsys.readouterr().out
+    path.write_text(before.replace('"accuracy"', '"acuracy"'), "utf-8")
+    assert run_command("rescore", data / "out") == 1
+    assert "Did you mean 'accuracy'" in capsys.readouterr().err
+    path.write_text(before.replace('"accuracy"', '"chair"'), "utf-8")
+    assert run_command("rescore", data / "out") == 1
+    assert "the metric 'chair' measures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": None}, "answer: Input should be a valid string"),
+        ({"truths": "a bus"}, "truths: Input should be a valid list"),
+        ({"truths": [3]}, "truths.0"),
+        ({"meta": 3}, "meta: Input should be a valid dictionary"),
+        ({"meta": {"tags": 3}}, "'tags' should be a list"),
+        ({"id": [1]}, "id: Input should be a valid string"),
+    ],
+)
+def test_a_line_that_was_edited_wrongly_is_told(
+    workplace: Workplace, data: Path, changes: dict, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(workplace, data, "--limit", 2) == 0
+    path = data / "out/predictions/mine/all.jsonl"
+    path.write_text("".join(json.dumps(line | changes) + "\n" for line in lines(data)), "utf-8")
+    assert run_command("rescore", data / "out") == 1
+    said = capsys.readouterr().err
+    assert "all.jsonl, line 1: not a line of answers" in said and message in said
+
+
+def test_a_file_of_answers_that_is_no_text_is_told(
+    workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(workplace, data, "--limit", 2) == 0
+    (data / "out/predictions/mine/all.jsonl").write_bytes(b"\xff\n")
+    assert run_command("rescore", data / "out") == 1
+    assert "all.jsonl, line 1: not UTF-8" in capsys.readouterr().err
+
+
+def test_names_of_tasks_are_completed() -> None:
+    assert complete_task("scenes/st") == ["scenes/statements"] and "xgqa" in complete_task("")

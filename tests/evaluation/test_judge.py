@@ -89,7 +89,7 @@ def test_grades_are_kept_and_not_asked_for_twice(server: Server, part: Part, tmp
     write_answers(part, tmp_path)
     server.words = ["0.1", "0.2", "0.3"]
     judge_part(part, tmp_path, Judge(server.url, "m"))
-    assert [line["grade"] for line in read_grades(part, tmp_path)] == [0.1, 0.2, 0.3]
+    assert [line.grade for line in read_grades(part, tmp_path)] == [0.1, 0.2, 0.3]
     path = grades_file(part, tmp_path)
     kept = path.read_text().splitlines(keepends=True)
     path.write_text(kept[0] + kept[1][:20])  # killed in the middle of a line
@@ -123,3 +123,24 @@ def test_a_judge_that_cannot_be_asked(server: Server, part: Part, tmp_path: Path
 )
 def test_the_rule_without_a_judge(said: str, truth: str, value: float) -> None:
     assert contains_truth(said, [truth]) == value
+
+
+def test_grades_survive_line_separators_and_half_characters(server: Server, part: Part, tmp_path: Path) -> None:
+    write_answers(part, tmp_path)
+    server.words = ["0.1\u2028so it is", "0.2 \ud83d", "0.3"]
+    judge_part(part, tmp_path, Judge(server.url, "m"))
+    assert [grade.grade for grade in read_grades(part, tmp_path)] == [0.1, 0.2, 0.3]
+
+
+def test_grades_of_another_instruction_are_not_mixed(server: Server, part: Part, tmp_path: Path) -> None:
+    write_answers(part, tmp_path)
+    judge_part(part, tmp_path, Judge(server.url, "m"))
+    with pytest.raises(DataError, match=r"holds grades by m, not by m \(instruction "):
+        judge_part(part, tmp_path, Judge(server.url, "m", instruction="Grade it."))
+
+
+def test_damaged_grades_are_told(part: Part, tmp_path: Path) -> None:
+    write_answers(part, tmp_path)
+    grades_file(part, tmp_path).write_text('{"id": "a", "run": 0, "judge": "m", "grade": "good"}\n')
+    with pytest.raises(DataError, match="line 1: not a line of grades: grade"):
+        list(read_grades(part, tmp_path))

@@ -155,7 +155,7 @@ def resumable_folder(target: Path, job: Mapping[str, Any]) -> Iterator[Resumable
     _recover(target)
     partial = _beside(target, "resumable")
     partial.mkdir(exist_ok=True)
-    with _alone_in(partial, target):
+    with alone_in(partial, target):
         work = Resumable(partial, json.dumps(job, sort_keys=True))
         yield work
         (partial / JOURNAL).unlink()
@@ -169,8 +169,11 @@ def resumable_folder(target: Path, job: Mapping[str, Any]) -> Iterator[Resumable
 
 
 @contextmanager
-def _alone_in(folder: Path, target: Path) -> Iterator[None]:
-    """Hold a lock on ``folder``, which the system lifts when the process ends however it ends."""
+def alone_in(folder: Path, target: Path) -> Iterator[None]:
+    """Hold a lock on ``folder``, which the system lifts when the process ends however it ends.
+
+    Raises ``CheckpointError`` if another process holds it; ``target`` is what that one writes.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

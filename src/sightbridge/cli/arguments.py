@@ -20,6 +20,13 @@ def complete_recipe(incomplete: str) -> list[str]:
     return [name for name in recipe_names() if name.startswith(incomplete)]
 
 
+def complete_task(incomplete: str) -> list[str]:
+    """Names of shipped tasks that begin with what was typed."""
+    from sightbridge.evaluation.task import task_names
+
+    return [name for name in task_names() if name.startswith(incomplete)]
+
+
 def complete_override(incomplete: str) -> list[str]:
     """Dotted keys of settings that begin with what was typed, ready for a value."""
     from sightbridge.config.describe import known_keys

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sightbridge.cli.arguments import ModelArgument, SourceOption, SystemOption, read_part_sources
+from sightbridge.cli.arguments import ModelArgument, SourceOption, SystemOption, complete_task, read_part_sources
 from sightbridge.cli.console import console
 from sightbridge.cli.rescore import show_results
 from sightbridge.errors import SettingsError
@@ -23,7 +24,9 @@ def evaluate(
     tasks: Annotated[
         list[str],
         typer.Argument(
-            metavar="TASK...", help="Tasks ('sightbridge tasks' lists them), YAML files, and TASK.key=value."
+            metavar="TASK...",
+            help="Tasks ('sightbridge tasks' lists them), YAML files, and TASK.key=value.",
+            autocompletion=complete_task,
         ),
     ],
     data: Annotated[Path, typer.Option(help="Folder that the files of the tasks are in.")] = Path(),
@@ -38,7 +41,9 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out records whose pictures are missing, and count them.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Lose answers that are there already.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Lose all answers that are in the folder already.")
+    ] = False,
     system: SystemOption = None,
     source: SourceOption = None,
 ) -> None:
@@ -62,8 +67,28 @@ def evaluate(
     sources = read_part_sources(source)
     folder = out or model.parent / "evaluation"
     work = read_work(parts, data.expanduser(), limit, allow_missing)
-    _answer_all(model, sources, system, work, folder, batch_size, (identity(model), limit, overwrite), begin)
-    show_results(folder, [task.name for task in chosen])
+    description = identity(model)
+    with _alone_in(folder) as is_first:
+        if is_first:
+            begin(folder, description, work, limit, overwrite)
+        _answer_all(model, sources, system, work, folder, batch_size)
+        if is_first:
+            show_results(folder, [task.name for task in chosen])
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Hold the folder of a run, whose processes are the only ones to write there; whether this is the first of them."""
+    from accelerate import PartialState
+
+    from sightbridge.checkpoints.atomic import alone_in
+
+    if not PartialState().is_main_process:
+        yield False
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder, folder):
+        yield True
 
 
 def read_tasks(given: list[str]) -> list[Task]:
@@ -80,7 +105,13 @@ def read_tasks(given: list[str]) -> list[Task]:
             if owner is None:
                 raise SettingsError(f"'{one}': expected TASK.key=value with one of the tasks {', '.join(names)}")
             overrides[owner].append(one.removeprefix(f"{_stem(owner)}."))
-    return [load_task(name, own) for name, own in overrides.items()]
+    tasks = {}
+    for given, own in overrides.items():
+        task = load_task(given, own)
+        if task.name in tasks:
+            raise SettingsError(f"two of the tasks are called '{task.name}'; give the file '{given}' another name")
+        tasks[task.name] = task
+    return list(tasks.values())
 
 
 def _stem(name: str) -> str:
@@ -94,8 +125,6 @@ def _answer_all(
     work: list[Work],
     folder: Path,
     batch_size: int,
-    what: tuple[str, int | None, bool],
-    begin: Any,
 ) -> None:
     """Answer every part under a progress bar, as one of possibly several processes."""
     from accelerate import PartialState
@@ -105,9 +134,6 @@ def _answer_all(
     from sightbridge.generation.answer import WINDOW
 
     state = PartialState()
-    name, limit, overwrite = what
-    if state.is_main_process:
-        begin(folder, name, work, limit, overwrite)
     state.wait_for_everyone()
     do = _doers(model, sources, system, {one.part.task.settings.kind for one in work}, batch_size)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -125,8 +151,6 @@ def _answer_all(
                 on_items=lambda count, bar=bar: bars.advance(bar, count),
             )
     state.wait_for_everyone()
-    if not state.is_main_process:
-        raise typer.Exit(0)
 
 
 def _doers(

@@ -36,6 +36,7 @@ def judge(
     """
     from rich.progress import Progress
 
+    from sightbridge.checkpoints.atomic import alone_in
     from sightbridge.evaluation.judge import INSTRUCTION, Judge, judge_part
     from sightbridge.evaluation.predictions import files_of
     from sightbridge.evaluation.results import read_settings
@@ -53,7 +54,7 @@ def judge(
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"--instruction: cannot read {instruction} ({error})") from error
     grader = Judge(url.rstrip("/"), model, os.environ.get(key_env), text)
-    with Progress(console=console(stderr=True)) as bars:
+    with alone_in(folder, folder), Progress(console=console(stderr=True)) as bars:
         for part in Task(task, settings[task]).parts():
             if files_of(part, folder):
                 bar = bars.add_task(part.label, total=None)

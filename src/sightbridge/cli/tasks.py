@@ -6,12 +6,19 @@ from typing import Annotated
 
 import typer
 
+from sightbridge.cli.arguments import complete_task
 from sightbridge.cli.console import console
 
 
 def tasks(
     task: Annotated[
-        str | None, typer.Argument(metavar="[TASK]", help="Say everything about this one.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[TASK]",
+            help="Say everything about this one.",
+            autocompletion=complete_task,
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """List the benchmarks, or say which files one needs, what it asks and how it measures.

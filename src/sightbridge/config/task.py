@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sightbridge.config.base import Settings
 from sightbridge.config.generation import GenerationSettings
@@ -40,7 +41,17 @@ class TaskSettings(Settings):
     generation: GenerationSettings = GenerationSettings()
     clean: str | None = Field(default=None, description="post-processing of answers before they are measured")
     metrics: list[str] = Field(min_length=1, description="see docs/evaluation.md; the first one is the main one")
-    score: dict[str, Any] = Field(default_factory=dict, description="kind matches: how pairs are scored")
+    score: dict[str, Any] = Field(
+        default_factory=dict, description="matches: how pairs are scored; retrieval: k candidates"
+    )
+
+    @field_validator("languages", "splits")
+    @classmethod
+    def _names_of_files(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not re.fullmatch(r"[\w-]+", name) or names.count(name) > 1:
+                raise ValueError(f"a part is a file of answers: expected letters, digits, _ and -, once, got '{name}'")
+        return names
 
     @model_validator(mode="after")
     def _one_kind_of_parts(self) -> TaskSettings:
@@ -48,6 +59,13 @@ class TaskSettings(Settings):
             raise ValueError("give 'languages' or 'splits', not both")
         if not self.parts and "{part}" in self.path:
             raise ValueError("'path' has {part}, but there are neither 'languages' nor 'splits'")
+        if not self.languages and "{language}" in (self.prompt or ""):
+            raise ValueError("'prompt' has {language}, but there are no 'languages'")
+        known = {"answers": [], "retrieval": ["k"]}.get(self.kind)
+        if known is not None and (wrong := self.score.keys() - known):
+            raise ValueError(f"'score' of a task of {self.kind} has no {', '.join(sorted(wrong))}")
+        if self.kind == "retrieval" and not (isinstance(k := self.score.get("k", 0), int) and k >= 0):
+            raise ValueError(f"'score.k' is a number of candidates, got {k!r}")
         return self
 
     @property

@@ -8,17 +8,19 @@ five times, then 0).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from pydantic import TypeAdapter, ValidationError
+
 from sightbridge.errors import DataError, SettingsError
-from sightbridge.evaluation.predictions import appending, file_of, files_of, read_lines, write_lines
+from sightbridge.evaluation.predictions import appending, file_of, files_of, read_lines, whole_lines, write_lines
 from sightbridge.evaluation.task import Part
 
 TRIES = 5
@@ -44,6 +46,20 @@ in their evaluator; scores of different instructions or judges do not compare.""
 
 
 @dataclass(frozen=True)
+class Grade:
+    """A line of grades: of the answer ``id``, by ``judge``, who ``said`` it."""
+
+    id: str
+    run: int
+    judge: str
+    grade: float
+    said: str = ""
+
+
+GRADE = TypeAdapter(Grade)
+
+
+@dataclass(frozen=True)
 class Judge:
     """A chat server: ``url`` up to and with ``/v1``, the ``model`` to ask there, and what it is told first."""
 
@@ -55,6 +71,13 @@ class Judge:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise SettingsError(f"'{self.url}': expected the address of a server, such as http://127.0.0.1:8000/v1")
+
+    @property
+    def name(self) -> str:
+        """The model, and a hash of the instruction if that is not our own: grades of others do not compare."""
+        if self.instruction == INSTRUCTION:
+            return self.model
+        return f"{self.model} (instruction {hashlib.sha256(self.instruction.encode()).hexdigest()[:12]})"
 
     def grade(self, question: str, truth: str, answer: str) -> tuple[float, str]:
         """Ask for the grade of one answer: the grade, and what the judge wrote.
@@ -81,7 +104,8 @@ class Judge:
         request = Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urlopen(request, timeout=TIMEOUT) as response:
-                return str(json.load(response)["choices"][0]["message"]["content"] or "")
+                said = str(json.load(response)["choices"][0]["message"]["content"] or "")
+            return said.encode(errors="replace").decode()  # half a character, as \ud83d alone, cannot be kept
         except HTTPError as error:
             told = error.read(200).decode(errors="replace")
             raise SettingsError(f"{self.url}: refused with status {error.code} ({told})") from error
@@ -107,16 +131,16 @@ def judge_part(
 
     Raises ``DataError`` if there are no answers, or they were graded by another judge.
     """
-    answers = [line for line in read_lines(files_of(part, out)) if line.get("answer") is not None]
+    answers = [line for line in read_lines(files_of(part, out)) if "answer" in line]
     if not answers:
         raise DataError(f"{part.label}: there are no answers in {out} to be graded; evaluate first.")
     path = grades_file(part, out)
     known = list(read_grades(part, out))
-    if others := {line["judge"] for line in known} - {judge.model}:
+    if others := {grade.judge for grade in known} - {judge.name}:
         raise DataError(
-            f"{path}: holds grades by {', '.join(sorted(others))}, not by {judge.model}; move that file away."
+            f"{path}: holds grades by {', '.join(sorted(others))}, not by {judge.name}; move that file away."
         )
-    done = {(line["id"], line["run"]) for line in known}
+    done = {(grade.id, grade.run) for grade in known}
     on_grade(len(done))
     with appending(path) as file:
         for run in range(runs):
@@ -125,12 +149,8 @@ def judge_part(
                     truth = " <OR> ".join(line["truths"])
                     question = line["meta"].get("question") or line["prompt"]
                     value, said = judge.grade(question, truth, line["answer"])
-                    write_lines(file, [_grade_line(line["id"], run, judge.model, value, said)])
+                    write_lines(file, [asdict(Grade(line["id"], run, judge.name, value, said))])
                     on_grade(1)
-
-
-def _grade_line(id: str, run: int, judge: str, grade: float, said: str) -> dict[str, Any]:
-    return {"id": id, "run": run, "judge": judge, "grade": grade, "said": said}
 
 
 def grades_file(part: Part, out: Path) -> Path:
@@ -139,20 +159,19 @@ def grades_file(part: Part, out: Path) -> Path:
     return answers.with_name(f"{answers.stem}.grades.jsonl")
 
 
-def read_grades(part: Part, out: Path) -> Iterator[dict[str, Any]]:
+def read_grades(part: Part, out: Path) -> Iterator[Grade]:
     """The grades of a part, none if nobody gave any; raises ``DataError`` for a damaged file."""
     path = grades_file(part, out)
     if not path.is_file():
         return
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not text.endswith("\n"):
-            break
+    for number, text in whole_lines(path):
         try:
-            line = json.loads(text)
-            line["id"], line["run"], line["judge"], line["grade"] = (line[k] for k in ("id", "run", "judge", "grade"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: not a line of grades: {error}.") from error
-        yield line
+            grade = GRADE.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise DataError(f"{path}, line {number}: not a line of grades: {what}.") from None
+        yield grade
 
 
 def _spaced(truth: str) -> str:

@@ -51,24 +51,65 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What rows a metric can measure: in words, and how they are told."""
+
+    what: str
+    fits: Callable[[Row], bool]
+
+
+def _is_answer(row: Row) -> bool:
+    return not row.scores and "text_rank" not in row.meta
+
+
+def _shape(row: Row) -> tuple[int, int]:
+    """So many pictures, with so many texts, were scored."""
+    return len(row.scores), len(row.scores[0]) if row.scores else 0
+
+
+ANSWERS = Needs("answers", _is_answer)
+YES_OR_NO = Needs(
+    "answers to questions whose true answer is yes or no", lambda row: row.truths[:1] in (("yes",), ("no",))
+)
+OBJECTS = Needs("captions of pictures whose objects are known", lambda row: "objects" in row.meta and _is_answer(row))
+FOURS = Needs("scores of two pictures with two texts", lambda row: _shape(row) == (2, 2))
+CHOICES = Needs(
+    "scores of two pictures with one text, one of them preferred",
+    lambda row: _shape(row) == (2, 1) and row.meta.get("label") in (0, 1),
+)
+LABELS = Needs(
+    "scores of one picture with one text, and whether they fit",
+    lambda row: _shape(row) == (1, 1) and row.meta.get("label") in (0, 1),
+)
+RATINGS = Needs(
+    "scores of one picture with one text, and people's rating",
+    lambda row: _shape(row) == (1, 1) and isinstance(row.meta.get("rating"), int | float),
+)
+RANKS = Needs("ranks of retrieval", lambda row: "text_rank" in row.meta)
+
+
+@dataclass(frozen=True)
 class Metric:
     """``rows``: values that are averaged, usually one for every row. ``whole``: values of all rows together, such as
     precision and recall. Both by name, which is "" where there is one alone.
 
-    ``percent``: whether the values are shares, shown in percent.
+    ``percent``: whether the values are shares, shown in percent. ``needs``: what it is a measure of.
     """
 
     what: str
     rows: Callable[[Sequence[Row]], Mapping[str, Sequence[float]]] | None = None
     whole: Callable[[Sequence[Row]], dict[str, float]] | None = None
     percent: bool = True
+    needs: Needs = ANSWERS
 
 
 def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
     """Measure rows by the metric called ``name``; a metric of several values names each ``name/which``.
 
-    The interval is a percentile bootstrap over rows, its draws the same every time.
+    The interval is a percentile bootstrap over rows, its draws the same every time. Raises ``SettingsError`` for rows
+    that it is no measure of.
     """
+    check_rows(name, rows)
     metric = METRICS[name]
     if metric.rows is not None:
         found = {which: _mean(values) for which, values in metric.rows(rows).items()}
@@ -85,6 +126,14 @@ def _mean(given: Sequence[float]) -> Value:
     margin = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(draws, [margin, 100 - margin])
     return Value(float(values.mean()), float(low), float(high))
+
+
+def check_rows(name: str, rows: Iterable[Row]) -> None:
+    """Raise ``SettingsError`` if a metric is no measure of one of the rows."""
+    needs = METRICS[name].needs
+    for row in rows:
+        if not needs.fits(row):
+            raise SettingsError(f"the metric '{name}' measures {needs.what}; record '{row.id}' is something else")
 
 
 def check_metrics(settings: TaskSettings) -> None:
@@ -210,23 +259,28 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("share of answers that equal a true one", rows=each(exact)),
     "relaxed_accuracy": Metric("share of answers that begin or end with a true one", rows=each(relaxed)),
     "two_by_two": Metric(
-        "whether both pictures get their own caption, and both captions their picture", rows=two_by_two
+        "whether both pictures get their own caption, and both captions their picture", rows=two_by_two, needs=FOURS
     ),
-    "preferred": Metric("share of pairs in which the preferred picture scores higher", rows=preferred),
-    "auc": Metric("area under the ROC curve, of pairs that fit and pairs that do not", whole=area),
+    "preferred": Metric("share of pairs in which the preferred picture scores higher", rows=preferred, needs=CHOICES),
+    "auc": Metric("area under the ROC curve, of pairs that fit and pairs that do not", whole=area, needs=LABELS),
     "pairwise_accuracy": Metric(
         "share of pairs put in order as people do, ties calibrated",
         whole=rated(lambda *both: pairwise_accuracy(*both)[0]),
+        needs=RATINGS,
     ),
-    "pearson": Metric("Pearson's correlation with people's ratings", whole=rated(pearson)),
-    "kendall": Metric("Kendall's tau-b with people's ratings", whole=rated(kendall_tau_b)),
+    "pearson": Metric("Pearson's correlation with people's ratings", whole=rated(pearson), needs=RATINGS),
+    "kendall": Metric("Kendall's tau-b with people's ratings", whole=rated(kendall_tau_b), needs=RATINGS),
     "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
     "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
-    "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall),
+    "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall, needs=RANKS),
     "vqa_accuracy": Metric("VQA's official accuracy over ten annotators", rows=each(vqa_accuracy)),
     "soft_accuracy": Metric("the same of answers as they are (mBLIP)", rows=each(soft_accuracy)),
-    "pope": Metric("accuracy, precision, recall, F1 and share of yes, yes being what is looked for", whole=existence),
-    "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination),
+    "pope": Metric(
+        "accuracy, precision, recall, F1 and share of yes, yes being what is looked for",
+        whole=existence,
+        needs=YES_OR_NO,
+    ),
+    "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination, needs=OBJECTS),
     "cider": Metric("CIDEr-D of captions", whole=captions(cider), percent=False),
     "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
     "bleu_4": Metric("BLEU-4 of captions", whole=captions(bleu)),

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
 from sightbridge.data.readers.benchmarks.matches import Comparison
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
@@ -30,8 +32,48 @@ KEPT_META = (
     *("objects", "synonyms"),
 )
 """Of an item's ``meta``: what metrics and reports look at."""
-KEYS = (("answer", "truths"), ("texts", "scores"), ("text_rank", "image_ranks"))
-"""What a line has besides its id, by kind of task."""
+
+
+class _Line(BaseModel):
+    """What every line has. Lines may be edited by hand before they are measured again."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    id: str
+    images: list[str] = []
+    meta: dict[str, Any] = {}
+
+    @field_validator("meta")
+    @classmethod
+    def _tags_are_names(cls, meta: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(meta.get("tags", []), list):
+            raise ValueError("'tags' should be a list")
+        return meta
+
+
+class _Answer(_Line):
+    answer: str
+    truths: list[str]
+    prompt: str = ""
+    language: str = "en"
+
+
+class _Match(_Line):
+    texts: list[str]
+    scores: list[list[float]]
+
+
+class _Ranks(_Line):
+    texts: list[str] = []
+    text_rank: int
+    image_ranks: list[int]
+
+
+class _Failed(_Line):
+    error: str
+
+
+FORMS: dict[str, type[_Line]] = {"error": _Failed, "answer": _Answer, "scores": _Match, "text_rank": _Ranks}
+"""What a line looks like, by a key that only it has."""
 
 
 def file_of(part: Part, out: Path, process: int = 0) -> Path:
@@ -99,27 +141,51 @@ def write_lines(file: TextIO, lines: Iterable[dict[str, Any]]) -> None:
     file.flush()
 
 
-def read_lines(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Read the lines of several files, but half a last one; raises ``DataError`` for one that is damaged."""
+def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read the lines of several files, but half a last one; raises ``DataError`` for one that is damaged.
+
+    Of several lines of one record the last answer holds: a record without one is tried again by the next run.
+    """
+    lines: dict[str, dict[str, Any]] = {}
     for path in paths:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, start=1):
-                if not text.endswith("\n"):
-                    break
+        for number, text in whole_lines(path):
+            try:
+                line = _checked(json.loads(text))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: not a line of answers: {error}.") from error
+            if "error" not in line or line["id"] not in lines:
+                lines[line["id"]] = line
+    return list(lines.values())
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file but half a last one; they end with a line feed alone, which JSON has no other use
+    for."""
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            if text.endswith(b"\n"):
                 try:
-                    line = json.loads(text)
-                    if not any({"id", *keys} <= line.keys() for keys in KEYS):
-                        raise ValueError(f"expected 'id' and {' or '.join(map(', '.join, KEYS))}")
-                except (ValueError, AttributeError, RecursionError) as error:
-                    raise DataError(f"{path}, line {number}: not a line of answers: {error}.") from error
-                yield line
+                    yield number, text.decode()
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}, line {number}: not UTF-8 text ({error.reason}).") from error
+
+
+def _checked(line: Any) -> dict[str, Any]:
+    """The line with everything that its kind has; raises ``ValueError`` for anything else."""
+    if not isinstance(line, dict) or not (form := next((FORMS[key] for key in FORMS if key in line), None)):
+        raise ValueError(f"expected an object with one of {', '.join(FORMS)}")
+    try:
+        return form.model_validate(line).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def to_row(line: dict[str, Any], clean: Callable[[str], str]) -> Row:
     """Make what metrics measure of a line without an error."""
-    meta = line.get("meta", {})
+    meta = line["meta"]
     if "scores" in line:
         return Row(line["id"], meta=meta, scores=tuple(map(tuple, line["scores"])))
     if "text_rank" in line:
         return Row(line["id"], meta=line)
-    return Row(line["id"], clean(line["answer"]), tuple(line["truths"]), line.get("language", "en"), meta)
+    return Row(line["id"], clean(line["answer"]), tuple(line["truths"]), line["language"], meta)

@@ -13,11 +13,10 @@ from typing import Any
 import sightbridge
 from sightbridge.config.load import write_atomically
 from sightbridge.config.task import TaskSettings
-from sightbridge.errors import DataError
 from sightbridge.evaluation.judge import read_grades
 from sightbridge.evaluation.metrics import CLEANERS, METRICS, Row, Value, measure
 from sightbridge.evaluation.predictions import files_of, read_lines, to_row
-from sightbridge.evaluation.run import RUN, segmenters
+from sightbridge.evaluation.run import read_run, segmenters
 from sightbridge.evaluation.task import Part, Task
 
 RESULTS = "results.json"
@@ -27,7 +26,7 @@ MOST_TYPES = 80
 
 def read_settings(out: Path) -> dict[str, TaskSettings]:
     """Settings of every task of an evaluation; raises ``DataError`` for a folder that holds none."""
-    return {name: TaskSettings.model_validate(settings) for name, settings in _read_run(out)["tasks"].items()}
+    return read_run(out)["tasks"]
 
 
 def score(out: Path) -> dict[str, Any]:
@@ -38,8 +37,8 @@ def score(out: Path) -> dict[str, Any]:
 
     Raises ``DataError`` for a folder that holds no evaluation, or answers that are damaged.
     """
-    run = _read_run(out)
-    tasks = [Task(name, settings) for name, settings in read_settings(out).items()]
+    run = read_run(out)
+    tasks = [Task(name, settings) for name, settings in run["tasks"].items()]
     results = {
         "model": run["model"],
         "limit": run["limit"],
@@ -48,16 +47,6 @@ def score(out: Path) -> dict[str, Any]:
     }
     write_atomically(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
-
-
-def _read_run(out: Path) -> dict[str, Any]:
-    path = out / RUN
-    if not path.is_file():
-        raise DataError(f"{out}: no {RUN} in it, so it is not the folder of an evaluation.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: damaged: {error}.") from error
 
 
 def cleaner(settings: TaskSettings) -> Callable[[str], str]:
@@ -93,6 +82,7 @@ def _part_results(part: Part, out: Path) -> dict[str, Any]:
         "records": len(rows),
         "errors": errors,
         "without_truth": unmeasured,
+        "judges": sorted({grade.judge for grade in read_grades(part, out)}),
         "values": _measured(part.task.settings.metrics, rows),
         "types": {
             name: {"records": len(own), "values": _measured(part.task.settings.metrics, own)}
@@ -122,7 +112,7 @@ def read_rows(part: Part, out: Path) -> tuple[list[Row], int, int]:
     rows, errors, unmeasured = [], 0, 0
     grades: dict[str, list[float]] = defaultdict(list)
     for grade in read_grades(part, out):
-        grades[grade["id"]].append(grade["grade"])
+        grades[grade.id].append(grade.grade)
     for line in read_lines(files_of(part, out)):
         if "error" in line:
             errors += 1

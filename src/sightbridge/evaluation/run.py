@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sightbridge.config.load import write_atomically
+from sightbridge.config.task import TaskSettings
 from sightbridge.data.processor import Processor
 from sightbridge.data.qformer_processor import QFormerProcessor
 from sightbridge.data.readers.benchmarks.matches import Comparison
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError, ImageError, SettingsError
-from sightbridge.evaluation.metrics import CAPTION_METRICS
+from sightbridge.evaluation.metrics import CAPTION_METRICS, Row, check_metrics, check_rows
 from sightbridge.evaluation.predictions import (
+    FOLDER,
     appending,
     file_of,
     files_of,
@@ -25,6 +30,7 @@ from sightbridge.evaluation.predictions import (
     match_line,
     rank_line,
     read_lines,
+    to_row,
     write_lines,
 )
 from sightbridge.evaluation.retrieval import rank_pairs
@@ -69,10 +75,34 @@ def read_work(parts: Sequence[Part], data: Path, limit: int | None = None, allow
     for part in parts:
         segmenters(part)
     work = [Work(part, part.read(data, limit)) for part in parts]
+    for one in work:
+        check_ids(one)
+        _check_metrics(one)
     if not allow_missing:
         for one in work:
             _check_pictures(one, data)
     return work
+
+
+def _check_metrics(work: Work) -> None:
+    """See that every metric is a measure of these records, before they are answered."""
+    kind = work.part.task.settings.kind
+    for item in work.items:
+        if isinstance(item, Comparison):
+            row = to_row(match_line(item, [[0.0] * len(item.texts)] * len(item.images)), str)
+        elif kind == "retrieval":
+            if not item.meta.get("references"):
+                raise DataError(f"{item.where}: retrieval needs pictures with captions; this record has none.")
+            row = Row(item.id, meta={"text_rank": 0, "image_ranks": []})
+        else:
+            row = to_row(line_of(item, "en", ""), str)
+            if not row.truths:
+                continue
+        for name in work.part.task.settings.metrics:
+            try:
+                check_rows(name, [row])
+            except SettingsError as error:
+                raise SettingsError(f"task '{work.part.task.name}': {error} ({item.where})") from error
 
 
 def _check_pictures(work: Work, data: Path) -> None:
@@ -106,32 +136,60 @@ def begin(out: Path, model: str, work: Sequence[Work], limit: int | None, overwr
 
     Raises ``SettingsError`` if the folder has answers to other questions, or by another model.
     """
-    asked = {one.part.task.name: one.part.task.settings.model_dump(mode="json") for one in work}
-    description = {"model": model, "limit": limit, "tasks": asked}
+    asked = {one.part.task.name: one.part.task.settings for one in work}
     path = out / RUN
-    if path.is_file() and not overwrite:
-        before = json.loads(path.read_text(encoding="utf-8"))
+    tasks = asked
+    if path.is_file() and overwrite:
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
+    elif path.is_file():
+        before = read_run(out)
         if (before["model"], before["limit"]) != (model, limit):
             raise SettingsError(
                 f"--out: {out} holds the answers of {before['model']} (limit {before['limit'] or 'none'}), not of "
                 f"{model} (limit {limit or 'none'}); choose another folder, or --overwrite to lose those"
             )
         for name in asked.keys() & before["tasks"].keys():
-            changed = [key for key, value in asked[name].items() if before["tasks"][name].get(key) != value]
+            now, then = asked[name].model_dump(), before["tasks"][name].model_dump()
+            changed = [key for key, value in now.items() if then[key] != value]
             if changed:
                 raise SettingsError(
                     f"--out: {out} holds answers to the task '{name}' with other settings ({', '.join(changed)}); "
                     "choose another folder, or --overwrite to lose those"
                 )
-        description["tasks"] = before["tasks"] | asked
-    elif out.is_dir() and any(out.iterdir()) and not path.is_file():
+        tasks = before["tasks"] | asked
+    elif out.is_dir() and any(out.iterdir()):
         raise SettingsError(f"--out: {out} holds something else than an evaluation; choose another folder")
-    if overwrite:
-        for one in work:
-            for file in files_of(one.part, out):
-                file.unlink()
     out.mkdir(parents=True, exist_ok=True)
+    settings = {name: one.model_dump(mode="json") for name, one in tasks.items()}
+    description = {"model": model, "limit": limit, "tasks": settings}
     write_atomically(path, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """What was asked of which model: ``model``, ``limit``, and the settings of ``tasks`` by their names.
+
+    Raises ``DataError`` for a folder that holds no evaluation, or a damaged file.
+    """
+    path = out / RUN
+    if not path.is_file():
+        raise DataError(f"{out}: no {RUN} in it, so it is not the folder of an evaluation.")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        model, limit, given = run["model"], run["limit"], dict(run["tasks"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged: {error}.") from error
+    tasks = {}
+    for name, settings in given.items():
+        try:
+            tasks[name] = TaskSettings.model_validate(settings)
+            check_metrics(tasks[name])
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise DataError(f"{path}: task '{name}' cannot be read: {wrong}.") from error
+        except SettingsError as error:
+            raise SettingsError(f"{path}: task '{name}': {error}") from error
+    return {"model": model, "limit": limit, "tasks": tasks}
 
 
 def do_part(
@@ -143,7 +201,7 @@ def do_part(
     processes: int = 1,
     on_items: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write a line for every item of a part that has none on disk yet, this process' share of them.
+    """Write a line for every item of a part that has none on disk yet, or one with an error, this process' share.
 
     Args:
         work: the part.
@@ -153,14 +211,13 @@ def do_part(
         process: of ``processes``.
         on_items: hears how many more are done, those of an earlier run first.
     """
-    done = {line["id"] for line in read_lines(files_of(work.part, out))}
-    check_ids(work)
+    done = {line["id"] for line in read_lines(files_of(work.part, out)) if "error" not in line}
     mine = work.items[process::processes]
     todo = [item for item in mine if item.id not in done]
     if work.part.task.settings.kind == "retrieval":  # everything is ranked among everything, by the first process
-        todo, window = list(work.items) if process == 0 and todo else [], max(1, len(work.items))
-        for path in files_of(work.part, out) if todo else ():
-            path.unlink()
+        mine = work.items if process == 0 else []
+        todo = mine if any(item.id not in done for item in mine) else []
+        window = len(work.items)
     on_items(len(mine) - len(todo))
     with appending(file_of(work.part, out, process)) as file:
         for start in range(0, len(todo), window):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sightbridge.data.record import Record
 from sightbridge.data.records import Prompted
 from sightbridge.errors import DataError, SettingsError, nearest
 from sightbridge.evaluation.metrics import check_metrics
+from sightbridge.scoring.settings import AnswerSettings, change_settings
 from sightbridge.text.languages import TASK_NAMES, language_name
 
 TASKS = Path(__file__).parent / "tasks"
@@ -88,7 +90,21 @@ class Task:
             if name not in known:
                 listed = f"it has {', '.join(known)}" if known else "it is one file"
                 raise SettingsError(f"task '{self.name}' has no part '{name}'; {listed}.{nearest(name, known)}")
-        return [Part(self, name) for name in (wanted or known or [""])]
+        return [Part(self, name) for name in (dict.fromkeys(wanted) or known or [""])]
+
+
+def _check_options(settings: TaskSettings) -> None:
+    """Raise ``SettingsError`` for an option that a reader does not have, or a setting that a score does not have."""
+    known = [*signature(readers_of(settings.kind)[settings.reader]).parameters][2:]  # after the file and the pictures
+    for name in settings.options:
+        if name not in known:
+            raise SettingsError(
+                f"the reader '{settings.reader}' has no option '{name}'. Known: {', '.join(known) or 'none'}."
+                f"{nearest(name, known)}",
+                key="options",
+            )
+    if settings.kind == "matches":
+        change_settings(AnswerSettings(), settings.score)
 
 
 def readers_of(kind: str) -> Mapping[str, Callable[..., Iterable[Any]]]:
@@ -134,5 +150,6 @@ def load_task(name_or_path: str, overrides: Sequence[str] = ()) -> Task:
             f"{path}: unknown reader '{settings.reader}'. Known: {known}.{nearest(settings.reader, readers)}"
         )
     check_metrics(settings)
+    _check_options(settings)
     name = path.relative_to(TASKS).with_suffix("").as_posix() if path.is_relative_to(TASKS) else path.stem
     return Task(name, settings)
