@@ -19,6 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from export_models import save_stage1
 from foreign_files import BLIP2_HEADS, OPT_HEADS, STAGE1_HEADS, TOWER_HEADS, lavis, write_lavis, write_tokenizer
 from sightbridge.batch import IGNORE_INDEX, QFormerBatch
 from sightbridge.checkpoints.convert import convert
@@ -209,3 +210,37 @@ def test_heads_of_no_published_width_have_to_be_said(tmp_path: Path) -> None:
             convert(path, tmp_path / "out", settings=settings)
     with pytest.raises(SettingsError, match=r"qformer\.num_heads"):
         convert(write_lavis(tmp_path / "1.pth", "stage1_loss_plain"), tmp_path / "out", settings=STAGE1_HEADS[:1])
+
+
+@pytest.mark.parametrize(("start", "other"), [("stage2_opt_prompt", "stage2_t5"), ("stage2_t5", "stage2_opt_prompt")])
+def test_a_language_model_of_the_other_kind_is_refused_though_widths_agree(
+    start: str, other: str, tmp_path: Path
+) -> None:
+    """As OPT-6.7B and FlanT5-XXL do, both of width 4096."""
+    bridge = write_lavis(tmp_path / "bridge.pth", start, ("opt_model.", "t5_model."))
+    whole = write_lavis(tmp_path / "whole.pth", other)
+    heads = OPT_HEADS if other == "stage2_opt_prompt" else BLIP2_HEADS
+    with pytest.raises(CheckpointError, match=r"bridge\.pth: the prompt template .* is for .*--language-model"):
+        convert(bridge, tmp_path / "out", language_model=str(whole), tokenizer=words(tmp_path, 40), settings=heads)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    state = dict(lavis("stage2_opt_prompt")["state_dict"])
+    state["query_tokens"] = state["query_tokens"].to(torch.int64)
+    torch.save({"model": state}, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"connector: 1 not of floating-point numbers: queries \(it is int64\)"):
+        convert(tmp_path / "whole.pth", tmp_path / "out", tokenizer=words(tmp_path, 47), settings=OPT_HEADS)
+
+
+def test_a_first_stages_own_tokenizer_is_taken(tmp_path: Path) -> None:
+    save_stage1(tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "theirs", "hf")
+    _, processor = load_any_model(convert(tmp_path / "theirs", tmp_path / "back").folder)
+    _, first = load_any_model(tmp_path / "ours")
+    assert processor.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+
+
+def test_lavis_file_says_where_the_rest_is(tmp_path: Path) -> None:
+    save_stage1(tmp_path / "ours")
+    done = export_model(tmp_path / "ours", tmp_path / "theirs", "lavis")
+    assert any("it stays in the model folder" in note for note in done.written.notes)

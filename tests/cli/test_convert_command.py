@@ -40,6 +40,19 @@ def test_parts_of_several_files_are_merged(whole: Path, tmp_path: Path, capsys: 
     assert "--later-wins" in capsys.readouterr().err
 
 
+def test_what_a_converted_model_is_made_of_is_shown(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"model.{setting}" for setting in OPT_HEADS]  # as recipes call them
+    assert run_command("convert", whole, tmp_path / "out", *settings, "--tokenizer", tmp_path / "words") == 0
+    capsys.readouterr()
+    assert run_command("inspect", "model", tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert f"converted from   {whole}: BLIP-2 stage 2" in shown
+    assert "blip_2_vision_model" in shown
+    assert "[{" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -47,6 +60,11 @@ def test_parts_of_several_files_are_merged(whole: Path, tmp_path: Path, capsys: 
         (["convert", "WHOLE", "WHOLE"], "is there already"),
         (["convert", "WHOLE", "out", "prompt"], "'prompt' is not of the form key=value"),
         (["convert", "WHOLE", "out", *OPT_HEADS, "prompt.templat=x"], "prompt.templat: .*Did you mean.*template"),
+        (
+            ["convert", "WHOLE", "out", "vision_tower.config.num_attention_heads=5", *OPT_HEADS[1:]],
+            "width 48 cannot have 5 attention",
+        ),
+        (["convert", "WHOLE", "out", *OPT_HEADS[:2], f"{OPT_HEADS[2][:-1]}0"], "width 40 cannot have 0 attention"),
         (["convert", "WHOLE", "out", "--vision", "openai/clip"], "vision tower of its own, so --vision is not needed"),
         (["merge-weights", "out"], "where the connector is: --bridge"),
     ],

@@ -111,3 +111,19 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
         assert out == "" and err.startswith("error: ") and err.count("\n") == 1
         assert message in err
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_folder_of_paddlemix_whose_configuration_transformers_cannot_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts, _ = inspected(GOLDEN / "paddle", capsys)
+    assert facts["format"].startswith("PaddleMIX")
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_folders_without_a_name(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command("inspect", "model", path) == 1
+    assert "it is not a model folder" in capsys.readouterr().err

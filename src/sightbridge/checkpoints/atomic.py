@@ -62,6 +62,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 def existing_folder(target: Path) -> Path:
     """Return where ``target`` is now: at its place, or moved away by a save that is under way or was killed."""
+    if not target.name:
+        return target  # "." and "/" have nothing beside them
     previous = _beside(target, "previous")
     return previous if previous.exists() and not target.exists() else target
 

@@ -17,7 +17,7 @@ from sightbridge.checkpoints.sources.base import Weights
 from sightbridge.checkpoints.sources.model_folder import empty_language_model, empty_vision_model, types_held
 from sightbridge.checkpoints.supply import FLAGS, WORDS
 from sightbridge.checkpoints.usual import bridge_widths, usual
-from sightbridge.config.model import ModelSettings
+from sightbridge.config.model import ModelSettings, PartSource
 from sightbridge.errors import CheckpointError
 from sightbridge.models.build import find_config
 from sightbridge.models.build_qformer import check_qformer
@@ -26,6 +26,7 @@ from sightbridge.models.language_model import LanguageModel
 from sightbridge.models.lora import add_lora
 from sightbridge.models.outline import outline_tower
 from sightbridge.models.qformer_pretraining import QFormerForPretraining
+from sightbridge.text.template import load_template
 
 WRAPPER = "model."
 """Our modules of towers and language models hold those of transformers under this name."""
@@ -77,6 +78,8 @@ def build_empty(plan: Plan) -> EmptyModel:
         CheckpointError: a connector does not fit between tower and language model.
     """
     settings = plan.settings
+    if isinstance(settings, ModelSettings):
+        _check_kind(plan, settings)
     tower = _empty_tower(settings)
     channels, positions = tower.module.channels, tower.module.positions
     if not isinstance(settings, ModelSettings):
@@ -111,6 +114,7 @@ def check_names(plan: Plan, empty: EmptyModel) -> None:
         whole = part.model or part.module
         needed = {key.removeprefix(WRAPPER) if part.model else key for key in part.module.state_dict()}
         problems += [f"{WORDS[name]}: {problem}" for problem in differences(weights, whole, needed)]
+        problems += [f"{WORDS[name]}: {problem}" for problem in no_floats(weights, whole)]
     if plan.adapter:
         assert empty.adapted is not None, "whoever finds adapters finds their settings"
         wanted = adapter_shapes(empty.adapted)
@@ -136,6 +140,17 @@ def differences(weights: Weights, model: nn.Module, needed: Iterable[str]) -> li
     known = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     held = {name: shape for name, shape in shapes_of(weights).items() if name in known or not COUNTED.search(name)}
     return compare(held, known, missing_names | held.keys() & known.keys())
+
+
+def no_floats(weights: Weights, model: nn.Module) -> list[str]:
+    """Weights that a model has as floating-point numbers and a file as something else: quantized, or damaged."""
+    tensors = model.state_dict()
+    names = [
+        f"{name} (it is {str(info.dtype).removeprefix('torch.')})"
+        for name, info in weights.infos.items()
+        if name in tensors and tensors[name].is_floating_point() and not info.dtype.is_floating_point
+    ]
+    return [f"{len(names)} not of floating-point numbers: {_by_class(sorted(names))}"] if names else []
 
 
 def compare(held: Mapping[str, tuple[int, ...]], known: Mapping[str, Any], needed: Iterable[str]) -> list[str]:
@@ -189,6 +204,22 @@ def _with_adapters(settings: ModelSettings) -> LanguageModel:
 
 def _bridge(module: nn.Module) -> EmptyPart:
     return EmptyPart(module, None, dict.fromkeys(module.state_dict(), torch.float32))
+
+
+def _check_kind(plan: Plan, settings: ModelSettings) -> None:
+    """A language model of the other kind than prompts are written for, OPT's for T5's: widths alone may agree."""
+    chosen, template = settings.language_model, load_template(settings.prompt.template)
+    bare = {"model_type": (chosen.config or {}).get("model_type")} if chosen.source is None else None
+    config = find_config(PartSource(source=chosen.source, config=bare), "language_model")
+    if template.from_tokenizer or template.encoder_decoder == config.is_encoder_decoder:
+        return
+    kinds = {True: "an encoder-decoder", False: "a decoder-only one"}
+    raise CheckpointError(
+        f"{plan.weights['connector'].path}: the prompt template '{settings.prompt.template}' is for "
+        f"{kinds[template.encoder_decoder]}, but the language model given ({config.model_type}) is "
+        f"{kinds[config.is_encoder_decoder]}. Give the one it was trained with: {FLAGS['language_model']} "
+        "NAME_OR_PATH; or a template that fits: prompt.template=NAME."
+    )
 
 
 def _check_widths(plan: Plan, channels: Any, width: int | None) -> None:

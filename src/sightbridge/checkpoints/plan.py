@@ -89,6 +89,7 @@ def make_plan(source: str | None, flags: Flags, overrides: Sequence[str] = ()) -
         CheckpointError: a file is not there or of no known format, a part is missing or given twice.
         SettingsError: settings are missing, wrong, or contradict each other.
     """
+    overrides = [override.removeprefix("model.") for override in overrides]  # as recipes and messages call settings
     main = Supply(source, read_any(Path(source).expanduser())) if source else None
     bridge = _open(flags.bridge, "connector", flags.later_wins, main)
     if main and main.found and main.found.partial:
@@ -188,7 +189,7 @@ def _settle(
                 raise CheckpointError(_missing(part, main, givers, kind))
     require_heads(tree)
     tree = fill_from_tower(tree, kind)
-    return tree, notes
+    return tree, list(dict.fromkeys(notes))  # files of one format often say the same
 
 
 def _source(tree: Given, part: str) -> Any:
@@ -207,7 +208,12 @@ def _adapter(supply: Supply | None) -> Weights | None:
 def _tokenizers(main: Supply | None, givers: dict[str, Supply | None], settings: AnyModelSettings) -> list[str]:
     """Where the tokenizer may be: what settings name, then beside the file, then beside the language model."""
     if isinstance(settings, QFormerModelSettings):
-        return [settings.text.tokenizer]
+        giver = givers["qformer"]
+        assert giver is not None, "a missing bridge is told first"
+        assert giver.found is not None, "a bridge is never referenced"
+        beside = giver.found.tokenizer
+        is_usual = settings.text.tokenizer == giver.found.settings.get("text", {}).get("tokenizer")
+        return [str(beside) if beside and is_usual else settings.text.tokenizer]
     named = settings.language_model.tokenizer
     giver = givers["language_model"]
     folders = [supply.found.tokenizer for supply in (main, giver) if supply and supply.found]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
@@ -207,8 +207,8 @@ def is_huggingface(folder: Path, part: str) -> bool:
     """Whether transformers itself can load ``part`` from a folder: told by its configuration and names of weights."""
     try:
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        return False
+    except (OSError, ValueError, KeyError, StrictDataclassError):
+        return False  # PaddleMIX's 'text_config' is a name, where transformers wants a table
     if part == "language_model":
         known: list[Any] = [*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING]
         # A LLaVA has a language model's type in its original layout, but a projector among its weights.

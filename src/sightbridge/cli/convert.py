@@ -161,5 +161,6 @@ def show_converted(done: Converted) -> None:
     for note in done.notes:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     if done.resumed:
-        out.print(f"{done.resumed} files were there from an interrupted conversion.", markup=False, soft_wrap=True)
+        files = "1 file was" if done.resumed == 1 else f"{done.resumed} files were"
+        out.print(f"{files} there from an interrupted conversion.", markup=False, soft_wrap=True)
     out.print(f"Written to {done.folder}.", markup=False, soft_wrap=True)

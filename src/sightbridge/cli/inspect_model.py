@@ -82,7 +82,18 @@ def _facts(model: Path, found: ModelDescription) -> list[tuple[str, str]]:
         ("picture", f"{_transform(manifest.settings.image)}, {manifest.tokens_per_image} tokens each"),
         ("written by", _pairs(manifest.versions)),
     ]
-    return [*facts, *((name, str(value)) for name, value in manifest.provenance.items())]
+    return facts + _provenance(manifest.provenance)
+
+
+def _provenance(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line for each thing that is known of where a model comes from."""
+    facts = []
+    for name, value in provenance.items():
+        for one in value if isinstance(value, list) else [value]:
+            is_source = isinstance(one, dict) and "source" in one
+            text = f"{one['source']}: {one.get('what', 'referenced')}" if is_source else str(one)
+            facts.append((name.replace("_", " "), text))
+    return facts
 
 
 def _language_facts(manifest: Manifest) -> list[tuple[str, str]]:
@@ -119,10 +130,10 @@ def _transform(image: ImageSettings) -> str:
 
 
 def _kind(part: PartDescription) -> str:
-    """What a part is; of one that is only referenced, what the configuration at its source says, if that is here."""
+    """What a part is; of a Hugging Face folder, inside or referenced, what its configuration says, if that is here."""
     from sightbridge.models.build import resolve_source
 
-    if part.stored or part.source is None:
+    if part.source is None:
         return part.what
     try:
         config = Path(resolve_source(part.source)) / "config.json"

@@ -133,7 +133,9 @@ def make_config(options: dict[str, Any], part: str) -> Any:
     try:
         config = CONFIG_MAPPING[model_type](**options)
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise SettingsError(f"transformers refuses the configuration of '{model_type}': {error}", key=key) from error
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"transformers refuses the configuration of '{model_type}': {reason}", key=key) from error
+    check_heads(config, key)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id  # as in every released T5
     return config
@@ -145,6 +147,20 @@ def check_keys(options: dict[str, Any], config: Any, key: str) -> None:
         if not hasattr(config, name) and name not in EXTRA_CONFIG_KEYS:
             hint = nearest(name, list(config.to_dict()))
             raise SettingsError(f"A '{config.model_type}' configuration has no '{name}'.{hint}", key=f"{key}.{name}")
+
+
+def check_heads(config: Any, key: str) -> None:
+    """Refuse numbers of attention heads that some models of transformers only stumble over when they are built."""
+    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return
+    has_own_width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    if heads < 1 or (width % heads and not has_own_width):
+        raise SettingsError(
+            f"A '{config.model_type}' of width {width} cannot have {heads} attention heads; expected a number that "
+            f"{width} can be divided by.",
+            key=f"{key}.num_attention_heads",
+        )
 
 
 def make_part(settings: PartSource, config: Any, auto_class: Any, part: str) -> Any:
@@ -198,7 +214,7 @@ def telling_what_is_missing(source: str, part: str) -> Iterator[None]:
     """Turn transformers' long "not found" errors into one line that says what was looked for where."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         if Path(source).is_dir():
             message = f"The folder '{source}' does not hold a Hugging Face model ({first_line(error)})."
         elif HF_HUB_OFFLINE:

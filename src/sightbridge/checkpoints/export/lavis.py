@@ -64,7 +64,8 @@ def write_lavis(job: Job, folder: Path) -> Written:
         if part in job.manifest.parts and not any(name.startswith(f"{part}.") for name in job.weights.infos)
     ]
     notes = tuple(
-        f"The {part.replace('_', ' ')} is not in the file, as it did not train: {job.manifest.parts[part].source}."
+        f"The {part.replace('_', ' ')} is not in the file, as it did not train: "
+        f"{job.manifest.parts[part].source or 'it stays in the model folder'}."
         for part in missing
     )
     notes += () if stage1 else activation_notes(job, "gelu", "LAVIS")
