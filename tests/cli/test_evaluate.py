@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -331,3 +334,17 @@ def test_a_file_of_answers_that_is_no_text_is_told(
 
 def test_names_of_tasks_are_completed() -> None:
     assert complete_task("scenes/st") == ["scenes/statements"] and "xgqa" in complete_task("")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_records_and_measure_what_one_does(workplace: Workplace, data: Path) -> None:
+    assert run(workplace, data) == 0
+    alone = json.loads((data / "out/results.json").read_text("utf-8"))["tasks"]
+    command = ["evaluate", workplace.model, data / "mine.yaml", "--data", data, "--out", data / "both"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "sightbridge"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, *map(str, command), "--batch-size", "2"], check=True, env=environment, timeout=300)
+    files = [data / f"both/predictions/mine/{name}.jsonl" for name in ("all", "all.1")]
+    ids = [[json.loads(line)["id"] for line in file.read_text("utf-8").splitlines()] for file in files]
+    assert ids == [["0", "2", "4", "6", "8"], ["1", "3", "5", "7", "9"]]
+    assert json.loads((data / "both/results.json").read_text("utf-8"))["tasks"] == alone

@@ -14,7 +14,10 @@ from sightbridge.config.model import ImageSettings
 from sightbridge.config.qformer_recipe import CaptionTextSettings, QFormerModelSettings
 from sightbridge.data.qformer_processor import QFormerProcessor, load_caption_tokenizer
 from sightbridge.data.record import Record
+from sightbridge.evaluation.predictions import read_lines
 from sightbridge.evaluation.retrieval import BEHIND, rank_pairs
+from sightbridge.evaluation.run import Work, do_part, retrieving
+from sightbridge.evaluation.task import load_task
 from sightbridge.images.load import load_image
 from sightbridge.models.build_qformer import build_qformer_model
 from sightbridge.models.qformer_pretraining import QFormerPretraining, normalize
@@ -98,3 +101,21 @@ def test_ranks_are_those_of_every_pair_by_itself(
     similar, logits = scores_one_by_one(first_stage, records)
     assert similar.std() > 1e-3 and logits.std() > 1e-3  # a model that tells nothing apart would show nothing
     assert rank_pairs(*first_stage, records, k=k, batch_size=batch_size) == ranks_by_hand(similar, logits, k)
+
+
+def test_a_picture_that_does_not_open_is_left_out_and_counted(
+    first_stage: Any, records: list[Record], tmp_path: Path
+) -> None:
+    work = Work(load_task("scenes/retrieval").parts()[0], records)
+    file = tmp_path / "out/predictions/scenes/retrieval/all.jsonl"
+    opened = Path(str(records[1].images[0])).read_bytes()
+    for content in (b"nope", opened):
+        Path(str(records[1].images[0])).write_bytes(content)
+        for process in (1, 0):  # the first one ranks, whoever comes first
+            do_part(work, retrieving(*first_stage, batch_size=2), tmp_path / "out", 2, process, 2)
+        lines = {line["id"]: line for line in read_lines([file])}
+        assert [id for id, line in lines.items() if "error" in line] == (["1"] if content == b"nope" else [])
+        used = [record for record in records if "text_rank" in lines[record.id]]
+        ranks = rank_pairs(*first_stage, used, k=16)
+        found = [{key: lines[record.id][key] for key in ("id", "text_rank", "image_ranks")} for record in used]
+        assert found == ranks

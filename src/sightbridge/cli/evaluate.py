@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ from sightbridge.cli.rescore import show_results
 from sightbridge.errors import SettingsError
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from sightbridge.evaluation.run import Work
     from sightbridge.evaluation.task import Task
 
@@ -79,16 +82,23 @@ def evaluate(
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[bool]:
     """Hold the folder of a run, whose processes are the only ones to write there; whether this is the first of them."""
-    from accelerate import PartialState
-
     from sightbridge.checkpoints.atomic import alone_in
 
-    if not PartialState().is_main_process:
+    if not _processes().is_main_process:
         yield False
         return
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder, folder):
         yield True
+
+
+def _processes() -> PartialState:
+    """The processes of this run, all of which wait for the slowest one, however long that takes."""
+    import torch
+    from accelerate import PartialState
+
+    # without being told so, accelerate takes several processes on a machine without a GPU for single ones
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def read_tasks(given: list[str]) -> list[Task]:
@@ -127,13 +137,12 @@ def _answer_all(
     batch_size: int,
 ) -> None:
     """Answer every part under a progress bar, as one of possibly several processes."""
-    from accelerate import PartialState
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from sightbridge.evaluation.run import do_part
     from sightbridge.generation.answer import WINDOW
 
-    state = PartialState()
+    state = _processes()
     state.wait_for_everyone()
     do = _doers(model, sources, system, {one.part.task.settings.kind for one in work}, batch_size)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -40,6 +40,7 @@ from sightbridge.generation.answer import answer_batch
 from sightbridge.images.load import ImageSource
 from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.models.vlm import VisionLanguageModel
+from sightbridge.scoring.pictures import Pictures, find_pictures
 from sightbridge.scoring.scorer import Scorer
 
 RUN = "run.json"
@@ -263,11 +264,16 @@ def matching(scorer: Scorer) -> Callable[[Part, Sequence[Comparison]], Iterable[
 def retrieving(
     model: QFormerPretraining, processor: QFormerProcessor, batch_size: int
 ) -> Callable[[Part, Sequence[Record]], Iterable[dict[str, Any]]]:
-    """Lines of ranks; all records of a part have to be given at once."""
+    """Lines of ranks; all records of a part have to be given at once. One whose picture does not open is not among
+    those that are ranked, and gets a line with ``error``."""
 
     def lines(part: Part, records: Sequence[Record]) -> Iterable[dict[str, Any]]:
-        ranks = rank_pairs(model, processor, records, batch_size=batch_size, **part.task.settings.score)
-        return [rank_line(record, own) for record, own in zip(records, ranks, strict=True)]
+        sources = [record.images[0] for record in records]
+        broken = Pictures(find_pictures(sources), processor.transform).check(range(len(records)))
+        used = [record for number, record in enumerate(records) if number not in broken]
+        ranks = rank_pairs(model, processor, used, batch_size=batch_size, **part.task.settings.score) if used else []
+        failed = [rank_line(records[number], {"error": error}) for number, error in broken.items()]
+        return [rank_line(record, own) for record, own in zip(used, ranks, strict=True)] + failed
 
     return lines
 
