@@ -1,0 +1,196 @@
+"""``sightbridge serve``: models behind an HTTP server that OpenAI's clients can talk to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sightbridge.cli.arguments import (
+    CpuOption,
+    DeviceMapOption,
+    LoadInOption,
+    SourceOption,
+    SystemOption,
+    read_part_sources,
+)
+from sightbridge.cli.console import console
+from sightbridge.cli.loading import load_for_answers
+from sightbridge.errors import SettingsError
+
+if TYPE_CHECKING:
+    from sightbridge.config.serving import ServingSettings
+    from sightbridge.serving.served import ServedModel
+
+LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+
+
+def serve(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Model folders; for CLIPScores also a CLIP's folder.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="What requests call a model. Once for each model.", show_default="its folder's"
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIABLE", help="Environment variable with the key that requests must bring.", show_default=False
+        ),
+    ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Answer anybody, also beyond this machine.")
+    ] = False,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 16,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that wait; others are told to come later.")] = 64,
+    allow_remote_images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Fetch pictures from this host. Can be repeated.", show_default="none"),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="What else a Host header may say, such as the name of a proxy. Can be repeated.",
+            show_default="this machine; anything with another --host",
+        ),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A bound, such as max_tokens=2048; docs/serving.md lists them."),
+    ] = None,
+    system: SystemOption = None,
+    source: SourceOption = None,
+    cpu: CpuOption = False,
+    load_in: LoadInOption = None,
+    device_map: DeviceMapOption = None,
+) -> None:
+    """Serve models over HTTP, as OpenAI's API does: chat about pictures, and scores, and features.
+
+    It listens at this machine only, unless --host says otherwise. SIGTERM finishes what was begun.
+
+    \b
+    Examples:
+      sightbridge serve runs/quickstart/model
+      sightbridge serve vip-llava clip-flant5 --port 8080 --load-in 4bit
+      SIGHT_KEY=... sightbridge serve MODEL --host 0.0.0.0 --api-key-env SIGHT_KEY
+    """
+    _check_extra()
+    from sightbridge.serving.app import make_state
+    from sightbridge.serving.served import names_for
+    from sightbridge.serving.server import open_port, run_server
+
+    key = _read_key(host, api_key_env, without_key)
+    settings = _read_settings(host, limit or [], allow_remote_images or [], allow_host or [])
+    names = names_for([str(model) for model in models], name or [])
+    _check_folders(models)
+    sources = read_part_sources(source)
+    taken = open_port(host, port)
+    loading: dict[str, Any] = {"cpu": cpu, "load_in": load_in, "device_map": device_map, "system": system}
+    bounds = {"max_batch": max_batch, "max_queue": max_queue}
+    served = [
+        _load(folder, called, sources, settings, loading, bounds) for folder, called in zip(models, names, strict=True)
+    ]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
+    console(stderr=True).print(f"serving {', '.join(names)} at {address}/v1", markup=False, soft_wrap=True)
+    run_server(make_state(served, settings, key), taken)
+
+
+def _load(
+    folder: Path,
+    name: str,
+    sources: dict[str, str],
+    settings: ServingSettings,
+    loading: dict[str, Any],
+    bounds: dict[str, int],
+) -> ServedModel:
+    """Load a model of any kind, and start its engine if it answers."""
+    import time
+
+    import torch
+
+    from sightbridge.checkpoints.folder import load_any_model
+    from sightbridge.checkpoints.manifest import Manifest, read_manifest
+    from sightbridge.scoring.clip import is_clip_folder, load_clip
+    from sightbridge.serving.engine import Engine
+    from sightbridge.serving.one_at_a_time import OneAtATime
+    from sightbridge.serving.served import ServedModel
+
+    work, created = OneAtATime(name, settings.max_waiting_scores), int(time.time())
+    device = "cuda" if torch.cuda.is_available() and not loading["cpu"] else "cpu"
+    if is_clip_folder(folder):
+        return ServedModel(name, load_clip(str(folder), device, None), None, None, work, created)
+    if not isinstance(read_manifest(folder.expanduser().resolve()), Manifest):
+        model, processor = load_any_model(folder, device, sources)
+        return ServedModel(name, model.eval(), processor, None, work, created)
+    model, processor = load_for_answers(folder, sources, **loading)
+    engine = Engine(model.eval(), processor, name=name, **bounds)
+    return ServedModel(name, model, processor, engine, work, created)
+
+
+def _check_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import httpcore  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(f"'serve' needs more packages: pip install 'sightbridge[serve]' ({error})") from error
+
+
+def _read_key(host: str, variable: str | None, without: bool) -> str | None:
+    """The key that requests must bring; none only where just this machine can ask, or if that is wished."""
+    from sightbridge.serving.server import is_loopback
+
+    if variable is not None:
+        if without:
+            raise SettingsError("--api-key-env and --without-key exclude each other; leave one out")
+        if not (key := os.environ.get(variable, "").strip()):
+            raise SettingsError(f"--api-key-env: the environment variable {variable} is not set, or empty")
+        return key
+    if not without and not is_loopback(host):
+        raise SettingsError(
+            f"--host {host} can be reached by others: set a key (--api-key-env VARIABLE), or say --without-key"
+        )
+    return None
+
+
+def _read_settings(host: str, limits: list[str], remote: list[str], names: list[str]) -> ServingSettings:
+    """The server's bounds from ``KEY=VALUE`` and the lists of hosts. Raises ``SettingsError``."""
+    from sightbridge.config.problems import validate
+    from sightbridge.config.serving import ServingSettings
+    from sightbridge.config.yaml_tree import Given
+    from sightbridge.serving.server import is_loopback
+
+    tree: dict[str, Any] = {}
+    for text in limits:
+        key, _, value = text.partition("=")
+        try:
+            tree[key] = json.loads(value)
+        except ValueError:
+            raise SettingsError(f"--limit: expected KEY=NUMBER, such as max_tokens=2048, got '{text}'") from None
+    tree["remote_hosts"] = remote
+    tree["allowed_hosts"] = [*LOOPBACK_NAMES, *names] if is_loopback(host) else names
+    given = {
+        key: Given([Given(v, "option") for v in x] if isinstance(x, list) else x, "--limit") for key, x in tree.items()
+    }
+    return validate(ServingSettings, Given(given, "--limit"))
+
+
+def _check_folders(models: list[Path]) -> None:
+    """See that there are models before the first one is loaded."""
+    from sightbridge.checkpoints.atomic import existing_folder
+    from sightbridge.checkpoints.manifest import read_manifest
+    from sightbridge.scoring.clip import is_clip_folder
+
+    for model in models:
+        if not is_clip_folder(model):
+            read_manifest(existing_folder(model.expanduser().resolve()))

@@ -1,0 +1,245 @@
+"""What a client may send as JSON. Unknown fields are errors, unless they ask for nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from sightbridge.scoring.settings import Kind, Reduction
+
+UNASKED: dict[str, list[Any]] = {
+    "response_format": [{"type": "text"}],
+    "tool_choice": ["none", "auto"],
+    "service_tier": ["auto", "default"],
+    "modalities": [["text"]],
+}
+"""Values of fields of OpenAI's that ask for nothing we do not do anyway."""
+TEXT_FORM, OTHER_FORM = "(text)", "(other)"
+"""Names of branches in the locations of errors, where no client should read them."""
+UNUSED = ("user", "metadata", "safety_identifier", "prompt_cache_key", "name", "parallel_tool_calls")
+"""Fields of OpenAI's that never change an answer."""
+
+
+class Body(BaseModel):
+    """A group of fields. Strict: ``"3"`` is no number.
+
+    Clients send many fields that ask for nothing (``"tools": []``, ``"frequency_penalty": 0``, ``"refusal": null``):
+    these may stand there. One that asks for something we do not do is an error.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_asks_for_nothing(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if name in cls.model_fields or _asks(name, value)}
+
+
+def _asks(name: str, value: Any) -> bool:
+    return bool(value) and name not in UNUSED and value not in UNASKED.get(name, [])
+
+
+def _form(value: Any) -> str:
+    """Which branch of a union of text and something else is meant, so that errors are told of that one alone."""
+    return TEXT_FORM if isinstance(value, str) else OTHER_FORM
+
+
+class RegionBody(Body):
+    """A region of a picture that is to be marked: a box, an outline, or both."""
+
+    bbox: Annotated[list[float], Field(min_length=4, max_length=4)] | None = Field(
+        default=None, description="left, top, right, bottom in pixels of the picture"
+    )
+    polygon: Annotated[list[float], Field(min_length=6, max_length=4096)] | None = Field(
+        default=None, description="x1, y1, x2, y2, ... in pixels of the picture"
+    )
+    shape: str = Field(
+        default="rectangle",
+        description="rectangle, ellipse, triangle, point, scribble, mask contour, mask, arrow",
+    )
+    color: str | None = Field(
+        default=None,
+        description="a name, #rrggbb or r,g,b; by default red, or the next colour for another mark of the same shape",
+    )
+    width: float | None = Field(
+        default=None, gt=0, description="of lines, in pixels of the picture as the model sees it"
+    )
+    alpha: float = Field(default=0.5, ge=0, le=1, description="opacity")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> RegionBody:
+        if self.bbox is None and self.polygon is None:
+            raise ValueError("a region needs a bbox or a polygon")
+        if self.polygon is not None and len(self.polygon) % 2:
+            raise ValueError(f"a polygon of {len(self.polygon)} numbers; expected pairs: x1, y1, x2, y2, ...")
+        return self
+
+
+Regions = Annotated[list[RegionBody], Field(max_length=1024, description="marks drawn on this picture")]
+
+
+class ImageUrl(Body):
+    """Where a picture is: a ``data:`` URL, the id of an uploaded file, or a URL of a host that is allowed."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = Field(
+        default=None, description="changes nothing: a model sees every picture at its own size"
+    )
+
+
+class FileReference(Body):
+    """An uploaded file."""
+
+    file_id: str
+
+
+class TextPart(Body):
+    """Words."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Body):
+    """A picture, and marks on it."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    regions: Regions = Field(default=[])
+
+    @property
+    def source(self) -> str:
+        """The address or the id."""
+        return self.image_url.url
+
+
+class FilePart(Body):
+    """An uploaded picture, and marks on it."""
+
+    type: Literal["file"]
+    file: FileReference
+    regions: Regions = Field(default=[])
+
+    @property
+    def source(self) -> str:
+        """The id."""
+        return self.file.file_id
+
+
+PicturePart = ImagePart | FilePart
+Part = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Part], Tag(OTHER_FORM)], Discriminator(_form)]
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart | FilePart]:
+        """The content as parts."""
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+
+class StreamOptions(Body):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool = False
+
+
+class ChatBody(Body):
+    """A request for ``/v1/chat/completions``."""
+
+    model: str | None = Field(default=None, description="may be left out if there is only one")
+    messages: list[Message] = Field(min_length=1, max_length=1024)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1, description="answers; each next one is drawn with the next seed")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="0, or nothing here nor in top_p: the likeliest token each time"
+    )
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _possible(self) -> ChatBody:
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens say the same thing; give one of them")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        if "" in self.stops:
+            raise ValueError("a text in 'stop' is empty, so every answer would be")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end an answer."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that an answer may have, if the request says so."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class PictureBody(Body):
+    """A picture with marks on it."""
+
+    url: str
+    regions: Regions = Field(default=[])
+
+    @property
+    def source(self) -> str:
+        """The address or the id."""
+        return self.url
+
+
+Picture = Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[PictureBody, Tag(OTHER_FORM)], Discriminator(_form)]
+
+
+class _PicturesAndTexts(Body):
+    model: str | None = Field(default=None, description="may be left out if there is only one")
+    images: list[Picture] = Field(default=[], max_length=4096)
+    texts: list[str] = Field(default=[], max_length=65536)
+
+    @property
+    def pictures(self) -> list[PictureBody]:
+        """The pictures, all in the same form."""
+        return [PictureBody(url=image) if isinstance(image, str) else image for image in self.images]
+
+
+class ScoreBody(_PicturesAndTexts):
+    """A request for ``/score``: every picture with every text."""
+
+    kind: Kind | None = Field(
+        default=None, description="by default vqascore, of a first-stage model itm, of a CLIP clip"
+    )
+    question_template: str | None = Field(default=None, description="what is asked; {} is the text")
+    answer_template: str | None = Field(default=None, description="whose probability is taken; {} is the text")
+    other_answer: str | None = Field(default=None, description="what yes_no weighs the answer against")
+    reduction: Reduction | None = None
+    answer_eos: bool | None = None
+    trace: bool = Field(default=False, description="also the tokens that every score was made of")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the kind of score that are given."""
+        names = ("question_template", "answer_template", "other_answer", "reduction", "answer_eos")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class FeaturesBody(_PicturesAndTexts):
+    """A request for ``/features``: of pictures, of texts, or of pairs."""
+
+    names: list[str] | None = Field(default=None, max_length=16, description="only these; by default all")

@@ -1,0 +1,121 @@
+"""The gate in front of all routes: who may ask, how much at once, and how large."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sightbridge.serving.api_error import ApiError
+from sightbridge.serving.state import State
+
+OPEN_PATHS = ("/healthz",)
+"""What needs no key, and is answered however much there is to do."""
+UPLOADS = ("/v1/files",)
+"""Where a body is a form; everywhere else it is JSON."""
+
+
+class Gate:
+    """Lets requests through that may be handled, with their whole body.
+
+    A body is read here, so that everything behind has it in memory and bounded. Bodies must say that they are JSON: a
+    page in a browser can send that to another origin only if the server agrees, which this one never does.
+    """
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app = app
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        state, headers = self.state, Headers(scope=scope)
+        try:
+            self._check(scope, headers)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        state.in_flight += 1
+        state.metrics.in_flight.set(state.in_flight)
+        try:
+            body = await self._read(headers, receive)
+            await self.app(scope, _Replay(body, receive), send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+        finally:
+            state.in_flight -= 1
+            state.metrics.in_flight.set(state.in_flight)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Everything that is known before the body is read."""
+        state, settings = self.state, self.state.settings
+        host = _host_name(headers.get("host", ""))
+        if settings.allowed_hosts and host not in settings.allowed_hosts:
+            raise ApiError(
+                400, f"Requests for the host '{host[:100]}' are not answered; --allow-host names others.", code="host"
+            )
+        if state.api_key is not None and not _has_key(headers.get("authorization", ""), state.api_key):
+            raise ApiError(401, "Send the server's key in a header: Authorization: Bearer KEY.", code="invalid_api_key")
+        if state.draining:
+            raise ApiError(503, "This server is about to end; ask another one, or later.", retry_after=5)
+        if state.in_flight >= settings.max_in_flight:
+            raise ApiError(
+                429, f"{state.in_flight} requests are being handled already.", code="too_many_requests", retry_after=1
+            )
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        wanted = "multipart/form-data" if scope["path"] in UPLOADS else "application/json"
+        if scope["method"] == "POST" and kind != wanted:
+            raise ApiError(415, f"The body's Content-Type must be {wanted}, got '{kind[:100]}'.")
+        if (length := headers.get("content-length", "")).isdigit() and int(length[:20]) > settings.max_body_bytes:
+            raise self._too_large()
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body."""
+        settings, body = self.state.settings, bytearray()
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(408, "The client left before its request had arrived.")
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > settings.max_body_bytes:
+                        raise self._too_large()
+        except TimeoutError:
+            raise ApiError(408, f"The body did not arrive within {settings.body_seconds:g} s.") from None
+        return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self.state.settings.max_body_bytes:,} bytes.")
+
+
+class _Replay:
+    """Gives out a body that was read already, then whatever else arrives: that the client left."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await self._receive()
+
+
+def _has_key(header: str, key: str) -> bool:
+    """Whether the header holds the key; takes as long for a wrong one as for the right one."""
+    scheme, _, given = header.partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode())
+
+
+def _host_name(header: str) -> str:
+    """``localhost`` of ``localhost:8000``, ``[::1]`` of ``[::1]:8000``."""
+    name, colon, port = header.rpartition(":")
+    return (name if colon and port.isdigit() else header).lower()
