@@ -16,7 +16,6 @@ import openai
 import uvicorn
 from engine_requests import model_of, processor_of
 from PIL import Image
-from small_models import picture
 
 from sightbridge.config.serving import ServingSettings
 from sightbridge.serving.app import make_app, make_state
@@ -27,6 +26,7 @@ from sightbridge.serving.request import Finished, Piece, Request
 from sightbridge.serving.served import ServedModel
 from sightbridge.serving.state import State
 from sightbridge.serving.ticket import Ticket
+from small_models import picture
 
 
 def png(seed: int = 0, width: int = 20, height: int = 30) -> bytes:
@@ -70,6 +70,9 @@ class SteeredEngine:
         self.tickets.append(ticket)
         self.then(ticket)
         return ticket
+
+    def run_beside(self, work: Callable[[], Any]) -> Any:
+        return work()
 
     def stats(self) -> dict[str, float]:
         return {"waiting": 0}

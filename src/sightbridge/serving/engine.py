@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from threading import Condition, Thread
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ REMEMBERED = 64
 """Answers whose ends tell how fast the queue moves."""
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class QueueFull(SightbridgeError):  # noqa: N818 - like queue.Full
@@ -78,6 +82,7 @@ class Engine:
         self._cache = FeatureCache(feature_cache_bytes)
         self._prompts = PromptMaker(model, processor, self._cache, max_tokens)
         self._waiting: deque[Prompt] = deque()
+        self._beside: deque[Callable[[], None]] = deque()
         self._running: list[Writing] = []
         self._searches = 0
         self._rows = make_rows(model.language_model)
@@ -108,6 +113,26 @@ class Engine:
             self._waiting.append(prompt)
             self._changed.notify_all()
         return prompt.ticket
+
+    def run_beside(self, work: Callable[[], Result]) -> Result:
+        """Do something else with the model, in the decoding thread between two steps: answers wait meanwhile.
+
+        Blocks until it is done; raises what ``work`` raises, and ``EngineClosedError`` after ``close``.
+        """
+        done: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except Exception as error:
+                done.set_exception(error)
+
+        with self._changed:
+            if self._closed:
+                raise EngineClosedError(f"'{self.name}' is shutting down and takes no more requests.")
+            self._beside.append(run)
+            self._changed.notify_all()
+        return done.result()
 
     def stats(self) -> dict[str, float]:
         """Numbers now (waiting, running, features' bytes) and since the start (everything else)."""
@@ -159,10 +184,12 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
-                if not (self._waiting or self._running):
+                self._changed.wait_for(lambda: self._waiting or self._running or self._beside or self._closed)
+                if not (self._waiting or self._running or self._beside):
                     return
             self._advance()
+            if self._beside:
+                self._beside.popleft()()
             if prompt := self._next(alone=True):
                 self._answer_alone(prompt)
 

@@ -31,16 +31,16 @@ class Pictures:
         self.remote = remote
         self._decoding = CapacityLimiter(DECODED_AT_ONCE)
 
-    async def read(self, sources: Sequence[str], marks: Sequence[Mark] = ()) -> list[bytes]:
+    async def read(self, sources: Sequence[str], marks: Sequence[Mark] = (), most: int | None = None) -> list[bytes]:
         """Return the encoded pictures, each of which was decoded once to see that it can be, and its marks placed.
+
+        ``most``: so many are taken, by default as many as a conversation may have.
 
         Raises ``ApiError``, with the number of the picture, for one that cannot be read, is beyond a bound, or has a
         mark outside of it.
         """
-        if len(sources) > self.settings.max_images:
-            raise ApiError(
-                413, f"{len(sources)} pictures; at most {self.settings.max_images} are taken.", code="too_many_images"
-            )
+        if len(sources) > (most := most or self.settings.max_images):
+            raise ApiError(413, f"{len(sources)} pictures; at most {most} are taken.", code="too_many_images")
         if len(marks) > self.settings.max_regions:
             raise ApiError(
                 413, f"{len(marks)} regions; at most {self.settings.max_regions} are taken.", code="too_many_regions"
@@ -52,10 +52,12 @@ class Pictures:
             pictures.append(data)
         return pictures
 
-    async def read_with_drawings(self, sources: Sequence[str], marks: Sequence[Mark]) -> list[tuple[bytes, Drawing]]:
+    async def read_with_drawings(
+        self, sources: Sequence[str], marks: Sequence[Mark], most: int
+    ) -> list[tuple[bytes, Drawing]]:
         """The same, each picture with what is drawn on it: as an engine draws it, so that both see the same."""
         record = Request((), marks=tuple(marks)).record
-        pictures = await self.read(sources, marks)
+        pictures = await self.read(sources, marks, most)
         return [(picture, drawing(record, number)) for number, picture in enumerate(pictures)]
 
     async def check(self, data: bytes, name: str, marks: Sequence[Mark] = ()) -> None:

@@ -17,8 +17,8 @@ import httpcore
 from sightbridge.serving.api_error import ApiError
 
 MAX_REDIRECTS = 3
-TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
-"""IPv6 addresses that a gateway turns into IPv4 ones (RFC 6052)."""
+NEVER = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "64:ff9b:1::/48", "2001::/32")))
+"""Special networks (RFC 6890, 8215, 4380) that older versions of Python hold to be like any other."""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -134,17 +134,16 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
 def is_public(address: str) -> bool:
     """Whether an IP address is reachable by everybody: not private, loopback, link-local, multicast or reserved.
 
-    An IPv6 address that stands for an IPv4 one is judged by that.
+    An IPv6 address that stands for an IPv4 one is judged by that; those that a gateway translates are reserved.
     """
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo and parsed.teredo[1])
-        if parsed in TRANSLATED:
-            inner = ipaddress.IPv4Address(parsed.packed[-4:])
-        if inner and not is_public(str(inner)):
+        if parsed.ipv4_mapped:
+            return is_public(str(parsed.ipv4_mapped))
+        if parsed.sixtofour and not is_public(str(parsed.sixtofour)):
             return False
-    mapped = isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None
-    return (mapped or parsed.is_global) and not parsed.is_multicast and not parsed.is_reserved
+    special = parsed.is_multicast or parsed.is_reserved or any(parsed in network for network in NEVER)
+    return parsed.is_global and not special
 
 
 async def resolve_name(host: str, port: int) -> list[str]:

@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse
 
 from sightbridge.data.marks import Drawing
 from sightbridge.errors import nearest
-from sightbridge.scoring.scorer import Scores, check_texts
+from sightbridge.scoring.scorer import check_texts
 from sightbridge.serving.api_error import ApiError
 from sightbridge.serving.body import FeaturesBody, ScoreBody
 from sightbridge.serving.messages import read_marks
+from sightbridge.serving.served import ScoreTable
 from sightbridge.serving.state import State
 
 
@@ -35,16 +36,16 @@ def scores_routes(state: State) -> APIRouter:
         work = partial(
             served.score, pictures=await _pictures(body, state), texts=body.texts, kind=kind, settings=body.settings
         )
-        parts: list[Scores] = await served.work.run(work, state.settings.request_seconds)
+        table = await served.work.run(work, state.settings.request_seconds)
         return JSONResponse(
             {
                 "object": "scores",
                 "model": served.name,
                 "kind": kind,
-                "scores": [row for part in parts for row in part.values.tolist()],
-                "record": parts[0].record,
+                "scores": table.scores,
+                "record": table.record,
             }
-            | ({"tokens": [row for part in parts for row in _tokens(part)]} if body.trace else {})
+            | ({"tokens": _tokens(table)} if body.trace else {})
         )
 
     @router.post("/features")
@@ -89,10 +90,12 @@ def _check_bounds(body: ScoreBody | FeaturesBody, state: State) -> None:
 async def _pictures(body: ScoreBody | FeaturesBody, state: State) -> list[tuple[bytes, Drawing]]:
     """The pictures, and what is to be drawn on each."""
     marks = [mark for number, picture in enumerate(body.pictures) for mark in read_marks(picture.regions, image=number)]
-    return await state.pictures.read_with_drawings([picture.source for picture in body.pictures], marks)
+    return await state.pictures.read_with_drawings(
+        [picture.source for picture in body.pictures], marks, state.settings.max_scored_images
+    )
 
 
-def _tokens(scores: Scores) -> list[Any]:
+def _tokens(table: ScoreTable) -> list[Any]:
     return [
-        [[{"token": token.text, "logprob": token.logprob} for token in pair] for pair in row] for row in scores.tokens
+        [[{"token": token.text, "logprob": token.logprob} for token in pair] for pair in row] for row in table.tokens
     ]

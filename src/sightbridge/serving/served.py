@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from sightbridge.data.marks import Drawing
 from sightbridge.data.processor import Processor
@@ -22,12 +23,26 @@ from sightbridge.serving.api_error import ApiError
 from sightbridge.serving.engine import Engine
 from sightbridge.serving.one_at_a_time import OneAtATime
 
+Item = TypeVar("Item")
 BATCH = 16
 """Pictures or texts that go through a model together when it scores, or gives features."""
 
 
+PAIRS = 64
+"""Pairs that are scored in one piece: so long the answers of the same model wait, and so much is done for nobody."""
+
+
 class GivenUpError(Exception):
     """Nobody waits for this work any longer."""
+
+
+@dataclass
+class ScoreTable:
+    """Scores (pictures, texts), the tokens of each, and what they depend on."""
+
+    scores: list[list[float]]
+    tokens: list[list[Any]]
+    record: dict[str, Any]
 
 
 @dataclass
@@ -91,19 +106,26 @@ class ServedModel:
         texts: Sequence[str],
         kind: Kind,
         settings: dict[str, Any],
-    ) -> list[Scores]:
-        """Score every picture with every text: some pictures at a time, until ``stop`` is set.
+    ) -> ScoreTable:
+        """Score every picture with every text: ``PAIRS`` at a time, between steps of the engine, until ``stop`` is set.
 
         Raises ``DataError`` or ``SettingsError`` for what cannot be scored so.
         """
         scorer = Scorer(self._backend(kind), self.name, batch_size=BATCH)
-        anchor, step = scorer.backend.image_settings.anchor, max(1, BATCH // len(texts))
-        parts = []
-        for start in range(0, len(pictures), step):
-            _go_on(stop)
-            drawn = [drawing.on(picture, anchor) for picture, drawing in pictures[start : start + step]]
-            parts.append(scorer.score(drawn, texts, trace=True, **settings))
-        return parts
+        anchor, step = scorer.backend.image_settings.anchor, max(1, PAIRS // len(texts))
+        table = ScoreTable([], [], {})
+        for group in batched(pictures, step):
+            drawn = [drawing.on(picture, anchor) for picture, drawing in group]
+            parts = []
+            for some in batched(texts, PAIRS):
+                _go_on(stop)
+                parts.append(self._use_model(partial(scorer.score, drawn, some, trace=True, **settings)))
+            table.scores += [
+                [score for part in parts for score in part.values[row].tolist()] for row in range(len(drawn))
+            ]
+            table.tokens += [[tokens for part in parts for tokens in part.tokens[row]] for row in range(len(drawn))]
+            table.record = parts[0].record
+        return table
 
     def features(self, stop: Event, pictures: Sequence[tuple[bytes, Drawing]], texts: Sequence[str]) -> dict[str, Any]:
         """Features of pictures, texts or pairs, as ``sightbridge features`` makes them, until ``stop`` is set."""
@@ -124,6 +146,10 @@ class ServedModel:
         if self.engine is not None:
             self.engine.close(drain, timeout)
 
+    def _use_model(self, work: Callable[[], Scores]) -> Scores:
+        """Only one thread may use a model at a time, and where there is an engine that is the engine's."""
+        return work() if self.engine is None else self.engine.run_beside(work)
+
     @property
     def _template(self) -> Any:
         assert isinstance(self.processor, Processor), "only models that answer have a prompt template"
@@ -141,6 +167,12 @@ class ServedModel:
             if kind not in self._backends:
                 self._backends[kind] = make_backend(self.model, self.processor, kind, self.name)
             return self._backends[kind]
+
+
+def batched(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of up to ``size`` items, in order."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
 
 
 def _go_on(stop: Event) -> None:
