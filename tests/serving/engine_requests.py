@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from threading import Semaphore
 from typing import Any
 
 import torch
 from builders import LANGUAGE_MODELS
+from pytest import MonkeyPatch
 from score_models import T5, lively_model
-from small_models import TOWER, make_processor, picture
 
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.config.model import ModelSettings
@@ -21,10 +23,12 @@ from sightbridge.models.build import build_model
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.serving.engine import Engine
 from sightbridge.serving.request import Request
+from sightbridge.serving.slots import Prefilled, make_rows
 from sightbridge.text.turns import Turn
+from small_models import TOWER, make_processor, picture
 
 LARGER = {"vocab_size": 900, "max_position_embeddings": 512}
-WORDS = "what is on the left of a large tree near the yellow bus and who rides it".split()
+WORDS = ["what", "left", "of", "a", "large", "tree", "near", "the", "yellow", "bus", "and", "who", "rides"]
 
 
 @cache
@@ -59,6 +63,8 @@ def engine_of(family: str, **options: Any) -> Iterator[Engine]:
     try:
         yield engine
     finally:
+        if isinstance(engine._rows, Gate):
+            engine._rows.open()
         engine.close(drain=False)
 
 
@@ -95,3 +101,58 @@ def alone(family: str, request: Request) -> str:
     processor = processor_of(family)
     batch = processor([request.record], for_generation=True)
     return "".join(stream_batch(model_of(family), processor, batch, request.settings))
+
+
+class Gate:
+    """Rows whose steps wait until a test lets them go; ``size`` rows have joined and not left.
+
+    ``is_shut``: whether the engine stands before it.
+    """
+
+    def __init__(self, monkeypatch: MonkeyPatch) -> None:
+        self.size = self.steps = 0
+        self.is_shut = False
+        self.spoil: Callable[[torch.Tensor], None] | None = None
+        self._open = Semaphore(0)
+        monkeypatch.setattr("sightbridge.serving.engine.make_rows", self._wrap)
+
+    def _wrap(self, language_model: Any) -> Gate:
+        self.size, self._rows = 0, make_rows(language_model)
+        return self
+
+    def add(self, row: Prefilled) -> None:
+        self._rows.add(row)
+        self.size += 1
+
+    def drop(self, index: int) -> None:
+        self._rows.drop(index)
+        self.size -= 1
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        self.is_shut = True
+        self._open.acquire()
+        self.is_shut = False
+        logits = self._rows.step(tokens)
+        self.steps += 1
+        if self.spoil:
+            self.spoil(logits)
+        return logits
+
+    def let(self, steps: int = 1) -> None:
+        """Let so many steps happen, and wait for them."""
+        until = self.steps + steps
+        for _ in range(steps):
+            self._open.release()
+        wait_until(lambda: self.steps >= until)
+
+    def open(self) -> None:
+        """Let all steps happen from now on."""
+        self._open.release(100_000)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for something that other threads do; an error if they do not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
