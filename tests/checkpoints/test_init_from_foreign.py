@@ -236,3 +236,24 @@ def test_what_is_of_no_use_is_told(opt: Path, tmp_path: Path) -> None:
         init_from(Bridgeless(), tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="no such model folder"):
         init_from(Bridgeless(), tmp_path / "nothing")
+
+
+def test_towers_of_other_widths_are_told_and_not_resampled(tmp_path: Path, opt: Path) -> None:
+    """CLIP's and SigLIP's weights have the same names, so that only shapes tell them apart."""
+    siglip = {"model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    siglip |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    source = write_folder(tmp_path / "vip", *original("vip_tiny"), "safetensors")
+    settings = merge(merge(find(source).settings, TWO), {"image": {"size": 28}, "connector": {"kind": "linear"}})
+    settings["vision_tower"] = {"config": siglip, "layers": [-1]}
+    settings["connector"] = {"kind": "linear"}
+    model = build_model(ModelSettings.model_validate(settings))
+    report = init_from(model, source, parts=["language_model"])
+    assert report.taken[0].startswith("language_model")
+    with pytest.raises(CheckpointError, match=r"vision tower there is not that of the model here: .*shaped"):
+        init_from(model, source, parts=["vision_tower"])
+
+
+def test_a_q_former_is_no_projector(tmp_path: Path, opt: Path) -> None:
+    settings = merge(find(opt).settings, OPT) | {"connector": {"kind": "mlp"}}
+    with pytest.raises(CheckpointError, match="holds a Q-Former .* model.connector.kind=qformer"):
+        init_from(build_model(ModelSettings.model_validate(settings)), opt)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cli_workplace import run_command
+from peft import LoraConfig, get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -127,3 +128,15 @@ def test_folders_without_a_name(
     monkeypatch.chdir(tmp_path)
     assert run_command("inspect", "model", path) == 1
     assert "it is not a model folder" in capsys.readouterr().err
+
+
+def test_adapters_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    language_model = OPTForCausalLM(
+        OPTConfig(vocab_size=40, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"])
+    get_peft_model(language_model, config).save_pretrained(tmp_path / "lora")
+    facts, rows = inspected(tmp_path / "lora", capsys)
+    assert facts["holds"].startswith("LoRA adapters for peft (r 4, alpha 8)")
+    assert rows["adapters"][:2] == ["2", "128"]
+    assert f"training.init_from={tmp_path / 'lora'}" in facts["next"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sightbridge.checkpoints.adapter import ADAPTER_CONFIG, read_adapter_config
 from sightbridge.checkpoints.formats import Found, detect
 from sightbridge.checkpoints.manifest import read_manifest
 from sightbridge.checkpoints.sources.base import NoWeightsError, Weights
@@ -38,7 +39,7 @@ class ForeignDescription:
     Attributes:
         weights: as they are in the file.
         what: what it is, for people.
-        role: a model (whole or in part), or a Hugging Face model that can be one of a model's parts.
+        role: a model (whole or in part), a Hugging Face model that can be one of a model's parts, or adapters alone.
         parts: what it holds of each part; of a Hugging Face model alone, that one.
         absent: parts of a model that it lacks.
         template: name of the prompt template, if the format says so.
@@ -48,7 +49,7 @@ class ForeignDescription:
 
     weights: Weights
     what: str
-    role: Literal["model", "vision_tower", "language_model"]
+    role: Literal["model", "vision_tower", "language_model", "adapter"]
     parts: tuple[ForeignPart, ...]
     absent: tuple[str, ...] = ()
     template: str | None = None
@@ -74,8 +75,10 @@ def describe_foreign(path: Path) -> ForeignDescription:
     if path.is_dir() and weights.config:
         if is_huggingface(path, "language_model"):
             return _describe_part(weights, "language_model")
-        if weights.config.get("model_type", "").endswith("vision_model") and is_huggingface(path, "vision_tower"):
+        if str(weights.config.get("model_type")).endswith("vision_model") and is_huggingface(path, "vision_tower"):
             return _describe_part(weights, "vision_tower")
+    if (path / ADAPTER_CONFIG).is_file() and all(".lora_" in name for name in weights.infos):
+        return _describe_adapter(weights, path)
     format = detect(weights)
     return _describe_model(weights, format.read(weights), format.what)
 
@@ -107,6 +110,14 @@ def _describe_part(weights: Weights, role: Literal["vision_tower", "language_mod
     title = PARTS[role]
     what = f"a Hugging Face {title} ({weights.config.get('model_type')}), to build or convert a model with"
     return ForeignDescription(weights, what, role, (_measure(weights, list(weights.infos), title),))
+
+
+def _describe_adapter(weights: Weights, folder: Path) -> ForeignDescription:
+    """A folder of peft's that holds adapters and nothing else."""
+    config = read_adapter_config(folder)
+    base = config.get("base_model_name_or_path")
+    what = f"LoRA adapters for peft (r {config.get('r')}, alpha {config.get('lora_alpha')}), of the model {base!r}"
+    return ForeignDescription(weights, what, "adapter", (_measure(weights, list(weights.infos), "adapters"),))
 
 
 def _part(found: Found, prefix: str, title: str) -> ForeignPart | None:

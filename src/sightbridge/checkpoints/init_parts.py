@@ -143,6 +143,12 @@ def _fill_bridge(
     if part is None:
         return
     path = found.weights.path
+    there = "qformer" if found.kind == "qformer" else found.settings.get("connector", {}).get("kind")
+    if there == "qformer" and isinstance(part, MLPConnector | LinearConnector):
+        raise CheckpointError(
+            f"{path}: holds a Q-Former ({found.what}), and the connector here is none. Set "
+            "model.connector.kind=qformer, or name the parts to take: training.init_parts=[vision_tower]."
+        )
     view = part_of(found.weights, PREFIXES["connector"])
     weights = {key: view.read(key) for key in view.infos}
     if isinstance(part, MLPConnector | LinearConnector):
@@ -269,7 +275,14 @@ def _for_this_tower(weights: Weights, tower: VisionTower) -> Weights:
     table = next((name for name in wanted if "position_embedding" in name and name in stored), None)
     if table and (there := stored[table].info.shape[-2]) != (here := wanted[table].shape[-2]):
         extra = here - (config.image_size // config.patch_size) ** 2  # a row for CLS, if there is one
-        side = isqrt(max(there - extra, 0)) * config.patch_size
-        config_there = type(config).from_dict({**config.to_dict(), "image_size": side})
-        stored |= resampled_positions(stored, config_there, config.image_size)
+        patches = max(there - extra, 0)
+        others = [name for name in stored if name.startswith("embeddings.") and name != table]
+        is_alike = stored[table].info.shape[-1] == wanted[table].shape[-1] and all(
+            name in wanted and stored[name].info.shape == wanted[name].shape for name in others
+        )
+        if is_alike and isqrt(patches) ** 2 == patches:  # another tower's table stays as it is, and is told
+            config_there = type(config).from_dict(
+                {**config.to_dict(), "image_size": isqrt(patches) * config.patch_size}
+            )
+            stored |= resampled_positions(stored, config_there, config.image_size)
     return StoredWeights(weights.path, weights.kind, stored)

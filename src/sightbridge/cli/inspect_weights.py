@@ -53,6 +53,8 @@ def next_step(path: Path, found: ForeignDescription) -> str:
         return f"name it in a recipe (model.language_model.source={here}) or with --language-model when converting"
     if found.role == "vision_tower":
         return f"name it in a recipe (model.vision_tower.source={here}) or with --vision when converting"
+    if found.role == "adapter":
+        return f"start with them in a model that has some of the same kind (model.lora): training.init_from={here}"
     missing = " ".join(f"{FLAGS[name]} NAME_OR_PATH" for name in found.absent)
     if not {"connector", "Q-Former"} & {part.name for part in found.parts}:
         flag = next((FLAGS[part.name] for part in found.parts if part.name in FLAGS), "--language-model")

@@ -91,7 +91,10 @@ def choose_features(job: Job, name: str, settings: ModelSettings) -> tuple[Liter
         )
     depth, layers = weights.vision_model.config.num_hidden_layers, weights.layers
     if layers is None and weights.vision_model.config.model_type != "clip_vision_model":
-        raise cannot(job, name, "it takes the tower's output behind its final norm, the class hidden states", "")
+        reason = "it takes the tower's output behind its final norm and the class takes hidden states"
+        raise cannot(
+            job, name, reason, "A model that is trained with model.vision_tower.layers=[-1] has a place there."
+        )
     from_end = [index - depth - 1 for index in ([depth] if layers is None else layers)]
     return ("default" if dropped else "full"), from_end[0] if len(from_end) == 1 else from_end
 
