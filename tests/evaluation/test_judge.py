@@ -139,6 +139,11 @@ def test_grades_of_another_instruction_are_not_mixed(server: Server, part: Part,
         judge_part(part, tmp_path, Judge(server.url, "m", instruction="Grade it."))
 
 
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(SettingsError, match="cannot be asked"):
+        Judge("http://two words/v1", "m").grade("q", "a", "b")
+
+
 def test_damaged_grades_are_told(part: Part, tmp_path: Path) -> None:
     write_answers(part, tmp_path)
     grades_file(part, tmp_path).write_text('{"id": "a", "run": 0, "judge": "m", "grade": "good"}\n')

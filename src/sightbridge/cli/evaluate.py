@@ -115,11 +115,11 @@ def read_tasks(given: list[str]) -> list[Task]:
             if owner is None:
                 raise SettingsError(f"'{one}': expected TASK.key=value with one of the tasks {', '.join(names)}")
             overrides[owner].append(one.removeprefix(f"{_stem(owner)}."))
-    tasks = {}
-    for given, own in overrides.items():
-        task = load_task(given, own)
+    tasks: dict[str, Task] = {}
+    for name, own in overrides.items():
+        task = load_task(name, own)
         if task.name in tasks:
-            raise SettingsError(f"two of the tasks are called '{task.name}'; give the file '{given}' another name")
+            raise SettingsError(f"two of the tasks are called '{task.name}'; give the file '{name}' another name")
         tasks[task.name] = task
     return list(tasks.values())
 

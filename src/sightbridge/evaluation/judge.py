@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -111,7 +112,7 @@ class Judge:
             raise SettingsError(f"{self.url}: refused with status {error.code} ({told})") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise SettingsError(f"{self.url}: its answer is not one of OpenAI's chat protocol") from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise SettingsError(f"{self.url}: cannot be asked ({error})") from error
 
 

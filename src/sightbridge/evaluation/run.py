@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -117,7 +117,7 @@ def _check_pictures(work: Work, data: Path) -> None:
         )
 
 
-def _is_file_name(image: ImageSource) -> bool:
+def _is_file_name(image: ImageSource) -> TypeGuard[str | Path]:
     return isinstance(image, Path) or (isinstance(image, str) and not image.startswith("data:"))
 
 
