@@ -12,10 +12,12 @@ from engine_requests import Gate, alone, ask, engine_of, model_of, processor_of,
 
 from sightbridge.errors import SettingsError
 from sightbridge.generation.answer import answer, generate_ids
+from sightbridge.models.language_model import T5_FAMILY
+from sightbridge.scoring.prefix import FAMILIES
 from sightbridge.serving.request import Finished, Piece, Request
 from sightbridge.serving.slots import can_join
 
-JOINED = ["llama", "opt", "gpt2", "bloom", "t5", "mistral", "qwen3", "gemma", "umt5", "mt5"]
+JOINED = [*FAMILIES, *T5_FAMILY]
 
 
 @pytest.mark.parametrize("family", [*JOINED, "bart", "gemma2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections import Counter, deque
@@ -28,7 +29,7 @@ PREFILL_POSITIONS = 1024
 """Newcomers join between two steps until their prompts are so long together, but always one, so that running answers
 go on and whoever waits joins after at most as many steps as there are requests in front, once places are free."""
 REMEMBERED = 64
-"""Answers whose ends tell how fast the queue moves."""
+"""Answers whose seconds tell how fast the queue moves."""
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -89,9 +90,10 @@ class Engine:
         self._changed = Condition()
         self._closed = self._abandoned = False
         self._counts: Counter[str] = Counter()
-        self._ends: deque[float] = deque(maxlen=REMEMBERED)
+        self._taken: deque[float] = deque(maxlen=REMEMBERED)
         self._thread = Thread(target=self._run, name=f"sightbridge-engine-{name}", daemon=True)
         self._thread.start()
+        atexit.register(self.close, drain=False)  # a thread inside torch while the interpreter ends would abort it
 
     @property
     def max_tokens(self) -> int:
@@ -158,6 +160,7 @@ class Engine:
             self._thread.join(timeout)
         self._abandoned = True
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -171,11 +174,9 @@ class Engine:
             )
 
     def _estimate_wait(self) -> float:
-        """Seconds until those who wait now are answered, by the answers of late; 1 to 60."""
-        ends = list(self._ends)
-        if len(ends) < 2:
-            return 1.0
-        per_answer = (time.monotonic() - ends[0]) / len(ends)
+        """Seconds until those who wait now are answered, if it goes as it went of late; 1 to 60."""
+        taken = list(self._taken)
+        per_answer = sum(taken) / max(len(taken), 1) / self.max_batch
         return min(max(per_answer * len(self._waiting), 1.0), 60.0)
 
     # Everything below runs in the engine's thread.
@@ -201,10 +202,10 @@ class Engine:
             self._step()
         except Exception as error:
             _log.exception("a step of '%s' failed", self.name)
-            told = f"the model failed ({type(error).__name__}: {error}), which ended {len(self._running)} answers."
-            for row in self._running:
-                if not row.is_over:
-                    self._end(row, StepError(told))
+            unfinished = [row for row in self._running if not row.is_over]
+            told = f"the model failed ({type(error).__name__}: {error}), which ended {len(unfinished)} answer(s)."
+            for row in unfinished:
+                self._end(row, StepError(told))
             self._running, self._rows = [], make_rows(self.model.language_model)
 
     def _drop_cancelled(self) -> None:
@@ -276,7 +277,7 @@ class Engine:
             self._counts["tokens"] += 1
             if reason := row.add(token, logits[index]):
                 self._counts["finished"] += 1
-                self._ends.append(time.monotonic())
+                self._taken.append(time.monotonic() - (row.prompt.began or 0.0))
                 row.finish(reason)
 
     def _leave(self, row: Writing) -> None:
