@@ -212,17 +212,24 @@ def test_a_metric_of_something_else_is_told_before_anything_is_answered(
     assert not (data / "out").exists()
 
 
-def test_records_of_one_id_and_half_characters_are_told_before_anything_is_answered(
+def test_records_of_one_id_are_told_before_anything_is_answered(
     workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = json.loads((data / "questions.json").read_text("utf-8"))
     (data / "questions.json").write_text(json.dumps([*rows, rows[2]]), "utf-8")
     assert run(workplace, data) == 1
     assert "row 11: a second record '2'" in capsys.readouterr().err
-    (data / "questions.json").write_text(json.dumps([rows[0] | {"question": "a \ud83d b"}]), "utf-8")
-    assert run(workplace, data) == 1
-    assert "row 1, key 'question': \\ud83d is half of a character" in capsys.readouterr().err
     assert not (data / "out").exists()
+
+
+def test_a_question_with_half_a_character_is_a_line_with_an_error(workplace: Workplace, data: Path) -> None:
+    rows = json.loads((data / "questions.json").read_text("utf-8"))
+    rows[0] |= {"question": "a \ud83d b"}
+    rows[1] |= {"answer": "a \ud83d b"}
+    (data / "questions.json").write_text(json.dumps(rows), "utf-8")
+    assert run(workplace, data) == 1
+    assert [line["id"] for line in lines(data) if "error" in line] == ["0"] and len(lines(data)) == 10
+    assert "half a character" in lines(data)[0]["error"] and lines(data)[0]["prompt"].endswith("a ? b")
 
 
 def test_tasks_of_one_name_are_told(workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

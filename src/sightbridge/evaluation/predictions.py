@@ -131,7 +131,7 @@ def appending(path: Path) -> Iterator[TextIO]:
         with path.open("rb+") as file:
             content = file.read()
             file.truncate(content.rfind(b"\n") + 1)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="replace") as file:  # half a character in a record stops no run
         yield file
 
 

@@ -187,8 +187,6 @@ def take(row: Row, key: str, types: tuple[type, ...], where: str, expected: str)
     value = row[key]
     if not isinstance(value, types) or isinstance(value, bool):
         raise DataError(f"{where}, key '{key}': expected {expected}, got {_kind(value)}.")
-    if isinstance(value, str):
-        _check_text(value, key, where)
     return value
 
 
@@ -199,18 +197,7 @@ def take_texts(row: Row, key: str, where: str, expected: str) -> list[str]:
     for position, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise DataError(f"{where}, key '{key}', item {position}: expected a text, got {_kind(text)}.")
-        _check_text(text, key, where)
     return texts
-
-
-def _check_text(text: str, key: str, where: str) -> None:
-    """JSON can hold half of a character that takes two, which no tokenizer and no file takes."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(text[error.start]):x}"
-            raise DataError(f"{where}, key '{key}': {half} is half of a character, not text.") from error
 
 
 def take_id(row: Row, key: str, where: str) -> str | None:
