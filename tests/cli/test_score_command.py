@@ -57,6 +57,14 @@ def test_files_and_page_hold_the_table(
     assert not re.search(r'(src|href)="(?!data:)', page), "it loads nothing from elsewhere"
 
 
+def test_a_page_that_cannot_be_written_is_told_by_its_option(
+    pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "nowhere/page.html"
+    assert run_command("score", "no-model", "--images", pictures[0], "--texts", "a", "--html", page) == 1
+    assert capsys.readouterr().err == f"error: --html: cannot write a file at {page}\n"
+
+
 def test_pairs_are_scored_as_pairs(
     workplace: Workplace, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

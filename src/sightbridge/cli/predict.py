@@ -104,16 +104,16 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def check_output(out: Path | None, overwrite: bool) -> None:
+def check_output(out: Path | None, overwrite: bool, option: str = "--out") -> None:
     """Find out before the model is loaded whether what it makes can be written."""
     from sightbridge.errors import SettingsError
 
     if out is None:
         return
     if out.exists() and not overwrite:
-        raise SettingsError(f"--out: {out} is there already; choose another file, or --overwrite to lose that one")
+        raise SettingsError(f"{option}: {out} is there already; choose another file, or --overwrite to lose that one")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise SettingsError(f"--out: cannot write a file at {out}")
+        raise SettingsError(f"{option}: cannot write a file at {out}")
 
 
 def _predictions(

@@ -235,8 +235,8 @@ def check_files(out: Path | None, html: Path | None, overwrite: bool) -> None:
 
     if out:
         check_suffix(out)
-    for file in (out, html):
-        check_output(file, overwrite)
+    check_output(out, overwrite)
+    check_output(html, overwrite, "--html")
 
 
 def load(model: str, kind: Any, options: dict[str, Any]) -> Scorer:
