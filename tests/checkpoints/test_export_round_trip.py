@@ -17,6 +17,7 @@ from export_models import EVA, KINDS, clip_folder, save, save_stage1
 from sightbridge.checkpoints.convert import convert
 from sightbridge.checkpoints.export import export_model
 from sightbridge.checkpoints.folder import load_any_model
+from sightbridge.checkpoints.manifest import read_manifest
 from sightbridge.checkpoints.sources.model_folder import open_model_folder
 from sightbridge.checkpoints.sources.weights import open_weights
 from sightbridge.config.model import LanguageModelSettings
@@ -225,3 +226,22 @@ def test_no_value_that_is_not_finite_is_written(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"up_proj\.weight' holds NaN"):
             export_model(tmp_path / "m", tmp_path / "x", to)
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["llava", "blip2-opt"])
+def test_how_prompts_are_written_comes_back_from_transformers_layout(kind: str, tmp_path: Path) -> None:
+    template = KINDS[kind]["prompt"]["template"]
+    save(kind, tmp_path / "m", prompt={"template": template, "system": "Be short.", "max_length": 77})
+    export_model(tmp_path / "m", tmp_path / "there", "hf")
+    done = convert(tmp_path / "there", tmp_path / "back")
+    assert done.manifest.settings.prompt == read_manifest(tmp_path / "m").settings.prompt
+    assert f"prompt template {template}, from sightbridge_prompt.json" in done.notes
+    (tmp_path / "there" / "sightbridge_prompt.json").write_text('{"template": 3}')
+    with pytest.raises(CheckpointError, match=r"sightbridge_prompt\.json: not the prompt settings"):
+        convert(tmp_path / "there", tmp_path / "again")
+
+
+def test_adapters_that_lie_apart_are_not_lost_silently(tmp_path: Path) -> None:
+    save("llava", tmp_path / "m", lora={"preset": "lora_all"})
+    export_model(tmp_path / "m", tmp_path / "there", "hf")
+    assert any("left out: the adapters" in note for note in convert(tmp_path / "there", tmp_path / "back").notes)

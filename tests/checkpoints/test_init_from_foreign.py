@@ -255,5 +255,5 @@ def test_towers_of_other_widths_are_told_and_not_resampled(tmp_path: Path, opt: 
 
 def test_a_q_former_is_no_projector(tmp_path: Path, opt: Path) -> None:
     settings = merge(find(opt).settings, OPT) | {"connector": {"kind": "mlp"}}
-    with pytest.raises(CheckpointError, match="holds a Q-Former .* model.connector.kind=qformer"):
+    with pytest.raises(CheckpointError, match=r"holds a Q-Former .* model\.connector\.kind=qformer"):
         init_from(build_model(ModelSettings.model_validate(settings)), opt)

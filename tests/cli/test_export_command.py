@@ -59,3 +59,11 @@ def test_lora_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert not (tmp_path / "inside" / "adapter").exists()
     assert run("export", tmp_path / "m", tmp_path / "x", "--to", "adapter") == 1
     assert "is stored in the model folder and has no name of its own" in capsys.readouterr().err
+
+
+def test_what_a_projector_has_no_use_for_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save("llava", tmp_path / "m")
+    out = tmp_path / "mm_projector.bin"
+    assert run("export", tmp_path / "m", out, "--to", "projector", "--dtype", "bfloat16") == 1
+    assert "--dtype: --to projector writes the connector alone" in capsys.readouterr().err
+    assert not out.exists()

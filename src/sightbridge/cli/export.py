@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sightbridge.cli.console import console
 from sightbridge.errors import SettingsError, nearest
+
+if TYPE_CHECKING:
+    from sightbridge.checkpoints.export import Exported
 
 PROJECTOR = ("projector", "mm_projector")
 """The target that is one file, and its name in LLaVA's own files."""
@@ -54,15 +57,11 @@ def export(
       sightbridge export runs/llava-pretrain/model mm_projector.bin --to projector
     """
     if to in PROJECTOR:
-        _export_projector(model, out, prefix)
+        _export_projector(model, out, prefix, merge=merge, dtype=dtype, verify=verify, source=source)
         return
-    from sightbridge.checkpoints.export import TARGETS, export_model
+    from sightbridge.checkpoints.export import export_model
 
-    if to not in TARGETS:
-        known = [*TARGETS, *PROJECTOR]
-        raise SettingsError(f"--to: unknown target '{to}'. Known: {', '.join(known)}.{nearest(to, known)}")
-    if prefix is not None:
-        raise SettingsError(f"--prefix: only --to {PROJECTOR[0]} has keys to choose from")
+    _check_target(to, prefix)
     with console(stderr=True).status("reading") as status:
         done = export_model(
             model,
@@ -74,13 +73,29 @@ def export(
             verify=verify,
             on_tensor=lambda name: status.update(f"writing {name}"),
         )
+    _show(done)
+
+
+def _check_target(to: str, prefix: str | None) -> None:
+    from sightbridge.checkpoints.export import TARGETS
+
+    if to not in TARGETS:
+        known = [*TARGETS, *PROJECTOR]
+        raise SettingsError(f"--to: unknown target '{to}'. Known: {', '.join(known)}.{nearest(to, known)}")
+    if prefix is not None:
+        raise SettingsError(f"--prefix: only --to {PROJECTOR[0]} has keys to choose from")
+
+
+def _show(done: Exported) -> None:
     shown = console()
     shown.print(f"{done.written.what.replace('`', '')} written to {done.folder}.", markup=False, soft_wrap=True)
     for note in done.written.notes:
         shown.print(f"  {note}", markup=False, soft_wrap=True)
 
 
-def _export_projector(model: Path, out: Path, prefix: str | None) -> None:
+def _export_projector(model: Path, out: Path, prefix: str | None, **others: Any) -> None:
+    if given := [name for name, value in others.items() if value]:
+        raise SettingsError(f"--{given[0]}: --to {PROJECTOR[0]} writes the connector alone, as it is; leave it away")
     from sightbridge.checkpoints.export.projector import write_projector
 
     path, count = write_projector(model, out, prefix)

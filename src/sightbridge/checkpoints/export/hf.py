@@ -17,6 +17,7 @@ from sightbridge.checkpoints.export.hf_plan import Plan
 from sightbridge.checkpoints.export.job import Job, Written, cannot
 from sightbridge.checkpoints.export.pictures import BACKEND_NOTE
 from sightbridge.checkpoints.export.verify import verify
+from sightbridge.checkpoints.formats.beside import PROMPT
 from sightbridge.checkpoints.formats.hf_blip2 import EXTRAS
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.manifest import AnyManifest
@@ -51,6 +52,8 @@ def write_hf(job: Job, folder: Path) -> Written:
         beside = StoredWeights(job.folder, "memory", {name: plan.weights.stored[name] for name in plan.extras})
         write_safetensors(folder / EXTRAS, beside)
     plan.processor.save_pretrained(folder)
+    if isinstance(settings := job.manifest.settings, ModelSettings):
+        (folder / PROMPT).write_text(settings.prompt.model_dump_json(exclude_none=True, indent=2) + "\n", "utf-8")
     if plan.generation:
         plan.generation.save_pretrained(folder)
     notes, load = (*plan.notes, *ids_note(job, plan)), plan.load

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sightbridge.checkpoints.formats.base import Format, Found
+from sightbridge.checkpoints.formats.beside import with_beside
 from sightbridge.checkpoints.formats.blip2_parts import (
     BERT,
     config_group,
@@ -78,7 +79,8 @@ def read(weights: Weights) -> Found:
     family = "InstructBLIP" if instruct else "BLIP-2"
     what = f"{family}, Hugging Face layout{' of the first stage' if kind == 'qformer' else ''}: "
     tokenizer = _tokenizer(weights)
-    return Found("hf_blip2", what + parts_in_words(mapped, tower), mapped, kind, settings, tokenizer, notes)
+    found = Found("hf_blip2", what + parts_in_words(mapped, tower), mapped, kind, settings, tokenizer, notes)
+    return with_beside(found, weights)
 
 
 def _with_extras(mapped: MappedWeights, weights: Weights) -> tuple[Weights, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sightbridge.checkpoints.formats.base import Format, Found
+from sightbridge.checkpoints.formats.beside import with_beside
 from sightbridge.checkpoints.formats.llava import (
     config_of,
     family,
@@ -77,7 +78,7 @@ def read_hf_llava(weights: Weights) -> Found:
     }
     blocks = count_layers(mapped, f"{LANGUAGE_MODEL}model.layers.")
     words = f"{bridge_words(mapped)}; {language_model['model_type']} of {blocks} blocks; {vision['model_type']}"
-    return Found(
+    found = Found(
         format="hf-llava",
         what=f"{family(bridge, {})} of transformers: {words}",
         weights=with_biases(mapped),
@@ -86,6 +87,7 @@ def read_hf_llava(weights: Weights) -> Found:
         tokenizer=tokenizer_folder(weights),
         notes=(*dropped_notes(mapped, WHY_DROPPED), template_note(template, language_model["model_type"]), fit_note),
     )
+    return with_beside(found, weights)
 
 
 def whole_config(weights: Weights) -> Any:

@@ -161,6 +161,7 @@ class Unpickler(pickle._Unpickler):
         return self.persistent(pid)
 
     def reduce(self) -> None:
+        """Call what is known; anything else becomes inert."""
         args, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, Known) and isinstance(args, tuple):
             self.append(function.call(*args))
@@ -168,15 +169,18 @@ class Unpickler(pickle._Unpickler):
             self.append(function if isinstance(function, Inert) else Inert(type(function).__name__))
 
     def reduce_with_names(self) -> None:
+        """The same of a call with named arguments, which no file of weights has: they are left away."""
         self.stack.pop()
         self.reduce()
 
     def build(self) -> None:
+        """Hand its state to what takes one; any other state is left away."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Stateful):
             self.stack[-1].set_state(state)
 
     def extend(self, items: list[Any]) -> None:
+        """Add to a list; what was to grow but is inert stays as it is."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
@@ -187,27 +191,34 @@ class Unpickler(pickle._Unpickler):
                 target[key if isinstance(key, PLAIN) else Inert(type(key).__name__)] = value
 
     def make_set(self) -> None:
+        """Sets hold no weights."""
         self.append(Inert("set"))
 
     def add_to_set(self) -> None:
+        """What belongs to a set is left away."""
         self.pop_mark()
 
     def set_item(self) -> None:
+        """One key and its value."""
         value, key = self.stack.pop(), self.stack.pop()
         self.update([key, value])
 
     def skip_frame(self) -> None:
-        self.read(8)  # a hint on how much to read at once
+        """The size of a frame, a hint on how much to read at once."""
+        self.read(8)
 
     def large_bytes(self, format: str) -> None:
+        """Bytes behind a length; where many lie in the file, if they are many."""
         size = self.number(format)
         self.append(self.read(size) if size < SMALL else self.stream.skip(size))
 
     def large_text(self, format: str) -> None:
+        """The same of text."""
         size = self.number(format)
         self.append(self.read(size).decode("utf-8") if size < SMALL else LatinText(self.stream.skip(size)))
 
     def number(self, format: str) -> int:
+        """A number that is stored as ``format`` of ``struct`` says."""
         return struct.unpack(format, self.read(struct.calcsize(format)))[0]
 
     @staticmethod
