@@ -263,6 +263,14 @@ def test_overwriting_leaves_nothing_of_another_model(workplace: Workplace, data:
     assert list(results["tasks"]["two"]["parts"]) == ["questions"] and not grades.exists()
 
 
+def test_the_page_says_who_graded(workplace: Workplace, data: Path) -> None:
+    assert run(workplace, data, "mine.metrics=[judged]") == 0
+    grades = data / "out/predictions/mine/all.grades.jsonl"
+    grades.write_text('{"id": "0", "run": 0, "judge": "gpt-x", "grade": 1.0}\n', "utf-8")
+    assert run_command("rescore", data / "out") == 0
+    assert "Judged by gpt-x." in (data / "out/report.html").read_text("utf-8")
+
+
 def test_two_runs_do_not_write_into_one_folder(
     workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

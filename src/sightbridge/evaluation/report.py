@@ -62,13 +62,15 @@ def _row(name: str, kind: str, part: dict[str, Any], measured: list[str]) -> dic
 
 
 def _notes(results: dict[str, Any]) -> Iterator[str]:
-    """What was not measured, and why."""
+    """What was not measured, and why, and who graded."""
     errors = sum(part["errors"] for part in results["parts"].values())
     without = sum(part["without_truth"] for part in results["parts"].values())
     if errors:
         yield f"{errors} records have no answer; their lines say why."
     if without:
         yield f"{without} records have no true answer to be compared with."
+    if judges := sorted({judge for part in results["parts"].values() for judge in part["judges"]}):
+        yield f"Judged by {', '.join(judges)}."
 
 
 def _examples(task: Task, out: Path) -> list[dict[str, Any]]:
