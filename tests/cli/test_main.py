@@ -51,7 +51,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 def test_help_shows_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(["--help"]) == 0
     text = capsys.readouterr().out
-    listed = re.findall(r"^│ (\w+) ", text.partition(" Commands ")[2], re.MULTILINE)
+    listed = re.findall(r"^│ ([\w-]+) ", text.partition(" Commands ")[2], re.MULTILINE)
     assert listed == list(frame.VERBS)
 
 

@@ -331,7 +331,7 @@ def test_draining_refuses_what_is_new() -> None:
 def test_slow_pictures_do_not_stop_the_others() -> None:
     """While large pictures are decoded, the server goes on answering."""
     large = io.BytesIO()
-    Image.effect_noise((3000, 3000), 90).convert("RGB").save(large, "PNG", compress_level=1)
+    Image.effect_noise((1500, 1500), 90).convert("RGB").save(large, "PNG", compress_level=1)
     url = data_url(large.getvalue())
     with live(max_body_bytes=200 * 2**20, max_image_bytes=2**26) as server:
         running: Live = server

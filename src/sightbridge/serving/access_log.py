@@ -40,7 +40,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, self.state)
         try:
             await self.app(scope, receive, exchange.send)
         except Exception:
@@ -76,12 +76,13 @@ class AccessLog:
 class _Exchange:
     """One request and what has been sent in answer to it."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, state: State) -> None:
         self.scope = scope
         self.start = time.monotonic()
         self.status = 0
         self.bytes = 0
         self._send = send
+        self._state = state
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         self.id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.noted: dict[str, Any] = {}
@@ -93,6 +94,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
+            if self._state.draining:  # or the client's next request would come by a connection that ends
+                message["headers"].append((b"connection", b"close"))
         elif message["type"] == "http.response.body":
             self.bytes += len(message.get("body", b""))
         await self._send(message)

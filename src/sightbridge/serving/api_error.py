@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -41,6 +41,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -48,6 +49,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code or CODES.get(status)
         self.retry_after = retry_after
+        self.headers = dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
@@ -58,7 +60,9 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The whole HTTP response."""
-        headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else {}
+        headers = dict(self.headers)
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, headers)
@@ -83,7 +87,7 @@ def to_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, RequestValidationError):
         return _wrong_fields(error.errors())
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, f"{error.detail}.")
+        return ApiError(error.status_code, f"{error.detail}.", headers=error.headers)
     return None
 
 

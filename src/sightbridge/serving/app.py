@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, File, Form, UploadFile
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -136,9 +136,9 @@ def _other_routes(state: State) -> APIRouter:
             raise ApiError(503, "This server is about to end.", retry_after=5)
         return {"status": "ok", "models": list(state.models.by_name), "in_flight": state.in_flight}
 
-    @router.get("/metrics")
-    async def metrics() -> Response:
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
         """Numbers for Prometheus."""
-        return Response(state.metrics.write(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(state.metrics.write(), media_type="text/plain; version=0.0.4")
 
     return router

@@ -145,6 +145,10 @@ class Message(Body):
         return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
 
+StopText = Annotated[str, Field(max_length=200)]
+"""Every step of an answer looks for all beginnings of a stop text, so it cannot be of any length."""
+
+
 class StreamOptions(Body):
     """What a stream holds besides the answer."""
 
@@ -165,7 +169,7 @@ class ChatBody(Body):
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)

@@ -46,7 +46,7 @@ def chat_routes(state: State) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses={200: {"content": {"text/event-stream": {}}}})
     async def chat_completions(body: ChatBody, http: HttpRequest) -> Response:
         """Answer the last message of a conversation about pictures."""
         deadline = asyncio.get_running_loop().time() + state.settings.request_seconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import time
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,8 +15,13 @@ from sightbridge.serving.state import State
 
 OPEN_PATHS = ("/healthz",)
 """What needs no key, and is answered however much there is to do."""
-UPLOADS = ("/v1/files",)
-"""Where a body is a form; everywhere else it is JSON."""
+BODIES = {
+    "/v1/chat/completions": "application/json",
+    "/score": "application/json",
+    "/features": "application/json",
+    "/v1/files": "multipart/form-data",
+}
+"""What is posted where."""
 
 
 class Gate:
@@ -37,6 +44,7 @@ class Gate:
         try:
             self._check(scope, headers)
         except ApiError as error:
+            await self._discard(receive)
             await error.response()(scope, receive, send)
             return
         state.in_flight += 1
@@ -48,6 +56,7 @@ class Gate:
             await error.response()(scope, receive, send)
         finally:
             state.in_flight -= 1
+            state.last_end = time.monotonic()
             state.metrics.in_flight.set(state.in_flight)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
@@ -67,8 +76,8 @@ class Gate:
                 429, f"{state.in_flight} requests are being handled already.", code="too_many_requests", retry_after=1
             )
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        wanted = "multipart/form-data" if scope["path"] in UPLOADS else "application/json"
-        if scope["method"] == "POST" and kind != wanted:
+        wanted = BODIES.get(scope["path"])
+        if scope["method"] == "POST" and wanted and kind != wanted:
             raise ApiError(415, f"The body's Content-Type must be {wanted}, got '{kind[:100]}'.")
         if (length := headers.get("content-length", "")).isdigit() and int(length[:20]) > settings.max_body_bytes:
             raise self._too_large()
@@ -90,6 +99,16 @@ class Gate:
         except TimeoutError:
             raise ApiError(408, f"The body did not arrive within {settings.body_seconds:g} s.") from None
         return bytes(body)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read what else a refused client sends, or closing the connection would take the refusal with it."""
+        read, more = 0, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.state.settings.body_seconds):
+                while more and read <= self.state.settings.max_body_bytes:
+                    message = await receive()
+                    read += len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body is larger than {self.state.settings.max_body_bytes:,} bytes.")

@@ -14,8 +14,8 @@ from sightbridge.serving.access_log import log_to_stderr
 from sightbridge.serving.app import make_app
 from sightbridge.serving.state import State
 
-LAST_CALL = 0.3
-"""Seconds that a server goes on saying that it ends, so that what was on its way gets that answer."""
+LAST_CALL = 1.0
+"""Seconds after the last answer that a server goes on saying that it ends: what was on its way is told, not cut off."""
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -81,7 +81,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """See ten times a second whether it is time to end."""
         if self._state.draining and not self.should_exit:
-            seconds = time.monotonic() - self._draining_since
-            idle = self._state.in_flight == 0 and seconds >= LAST_CALL
-            self.should_exit = idle or seconds >= self._state.settings.drain_seconds
+            now = time.monotonic()
+            quiet = now - max(self._draining_since, self._state.last_end)
+            idle = self._state.in_flight == 0 and quiet >= LAST_CALL
+            self.should_exit = idle or now - self._draining_since >= self._state.settings.drain_seconds
         return await super().on_tick(counter)

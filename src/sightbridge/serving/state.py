@@ -15,7 +15,8 @@ from sightbridge.serving.served import ServedModels
 class State:
     """Models, settings, and what goes on just now.
 
-    ``draining``: no new request is taken, those that are being answered are finished. ``in_flight`` counts these.
+    ``draining``: no new request is taken, those that are being answered are finished. ``in_flight`` counts these; the
+    last one ended at ``last_end``, by the monotonic clock.
     """
 
     models: ServedModels
@@ -26,3 +27,4 @@ class State:
     api_key: str | None = None
     draining: bool = False
     in_flight: int = 0
+    last_end: float = 0.0
