@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ from api_server import (
 )
 from PIL import Image
 
+from sightbridge.serving.access_log import log_to_stderr
 from sightbridge.serving.engine import QueueFull, StepError
 from sightbridge.serving.request import Finished, Piece
 from sightbridge.serving.ticket import Ticket
@@ -278,6 +280,25 @@ def test_every_request_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) ->
     assert first["seconds"] > 0 and first["bytes"] > 100 and len(first["request_id"]) == 32
     assert "secret" not in json.dumps(first)
     assert (second["status"], second["error"]) == (404, "not_found")
+
+
+def test_every_line_of_the_log_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    access, errors = logging.getLogger("sightbridge.access"), logging.getLogger("sightbridge.serving")
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in (access, errors)]
+    try:
+        log_to_stderr()
+        access.info('{"path": "/score"}')
+        try:
+            raise StepError("it broke")
+        except StepError:
+            logging.getLogger("sightbridge.serving.engine").exception("a step of '%s' failed", "small")
+    finally:
+        for logger, (handlers, propagate, level) in zip((access, errors), before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first == {"path": "/score"}
+    assert second["message"] == "a step of 'small' failed" and "it broke" in second["error"]
 
 
 def test_metrics_count() -> None:

@@ -122,10 +122,21 @@ def log_to_stderr() -> None:
     """Let both logs write their lines to stderr, and nowhere else."""
     for logger in (ACCESS, ERRORS):
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_JsonLine())
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.INFO)
+
+
+class _JsonLine(logging.Formatter):
+    """What is JSON already stays; everything else, such as what the engine logs, becomes a line of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if message.startswith("{") and not record.exc_info:
+            return message
+        told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "message": message}
+        return json.dumps(told | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
 
 
 def _known_method(method: str) -> str:

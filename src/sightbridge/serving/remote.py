@@ -46,8 +46,8 @@ class Remote:
         self.hosts = {host.lower() for host in hosts}
         self.max_bytes = max_bytes
         self.seconds = seconds
-        network = network or httpcore.AnyIOBackend()  # pyright: ignore[reportAssignmentType]
-        self._network = _CheckedNetwork(resolve or resolve_name, network)
+        inner = network or httpcore.AnyIOBackend()
+        self._network = _CheckedNetwork(resolve or resolve_name, inner)  # pyright: ignore[reportArgumentType]
 
     async def fetch(self, url: str) -> bytes:
         """Return what is at ``url``. Raises ``ApiError`` if it may not be, or cannot be, fetched."""
