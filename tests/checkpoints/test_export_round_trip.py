@@ -20,6 +20,7 @@ from sightbridge.checkpoints.folder import load_any_model
 from sightbridge.checkpoints.manifest import read_manifest
 from sightbridge.checkpoints.sources.model_folder import open_model_folder
 from sightbridge.checkpoints.sources.weights import open_weights
+from sightbridge.checkpoints.weights import fingerprint
 from sightbridge.config.model import LanguageModelSettings
 from sightbridge.errors import CheckpointError
 from sightbridge.models.build import build_language_model
@@ -235,13 +236,39 @@ def test_how_prompts_are_written_comes_back_from_transformers_layout(kind: str, 
     export_model(tmp_path / "m", tmp_path / "there", "hf")
     done = convert(tmp_path / "there", tmp_path / "back")
     assert done.manifest.settings.prompt == read_manifest(tmp_path / "m").settings.prompt
-    assert f"prompt template {template}, from sightbridge_prompt.json" in done.notes
-    (tmp_path / "there" / "sightbridge_prompt.json").write_text('{"template": 3}')
-    with pytest.raises(CheckpointError, match=r"sightbridge_prompt\.json: not the prompt settings"):
+    assert f"prompt template {template}, from sightbridge.export.json" in done.notes
+    (tmp_path / "there" / "sightbridge.export.json").write_text('{"prompt": {"template": 3}}')
+    with pytest.raises(CheckpointError, match=r"sightbridge\.export\.json: not what an export writes"):
         convert(tmp_path / "there", tmp_path / "again")
 
 
-def test_adapters_that_lie_apart_are_not_lost_silently(tmp_path: Path) -> None:
-    save("llava", tmp_path / "m", lora={"preset": "lora_all"})
+@pytest.mark.parametrize("kind", ["llava", "blip2-opt", "blip2-t5"])
+def test_parity_adapters_that_lie_apart_come_back(kind: str, tmp_path: Path) -> None:
+    model, processor = save(kind, tmp_path / "m", ("connector", "language_model"), lora={"preset": "lora_all"})
     export_model(tmp_path / "m", tmp_path / "there", "hf")
-    assert any("left out: the adapters" in note for note in convert(tmp_path / "there", tmp_path / "back").notes)
+    done = convert(tmp_path / "there", tmp_path / "back")
+    before = read_manifest(tmp_path / "m").adapter  # type: ignore[union-attr]
+    assert before and done.manifest.adapter and done.manifest.adapter.layers == before.layers
+    again: Any = load_any_model(tmp_path / "back")[0]
+    found = dict(again.named_parameters())
+    adapters = {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
+    assert adapters and all(torch.equal(weight, found[name]) for name, weight in adapters.items())
+    batch = processor.prompt(picture(1), "What is in the picture?")
+    if processor.encoder_decoder:
+        batch = batch.__class__(**{**batch.__dict__, "labels": torch.tensor([[7, 11, 5, 1]])})
+    with torch.no_grad():
+        difference = (again.logits(batch) - model.logits(batch)).abs().max().item()
+    print(f"parity adapters by way of transformers' layout, {kind}: logits differ by at most {difference:.1e}")
+    assert difference < (1e-6 if kind == "llava" else 5e-5)
+
+
+def test_the_word_that_an_export_added_goes_away_again(tmp_path: Path) -> None:
+    model, _ = save("llava", tmp_path / "m")
+    export_model(tmp_path / "m", tmp_path / "there", "hf")
+    grown = json.loads((tmp_path / "there/config.json").read_text())["text_config"]["vocab_size"]
+    done = convert(tmp_path / "there", tmp_path / "back")
+    back: Any = load_any_model(tmp_path / "back")[0]
+    rows = model.language_model.config.vocab_size
+    assert grown == rows + 1 and back.language_model.config.vocab_size == rows
+    assert any("the word that the export added" in note for note in done.notes)
+    assert fingerprint(back.language_model) == fingerprint(model.language_model)

@@ -16,8 +16,9 @@ from sightbridge.checkpoints.export.hf_llava import plan_llava
 from sightbridge.checkpoints.export.hf_plan import Plan
 from sightbridge.checkpoints.export.job import Job, Written, cannot
 from sightbridge.checkpoints.export.pictures import BACKEND_NOTE
+from sightbridge.checkpoints.export.tokens import output_tables
 from sightbridge.checkpoints.export.verify import verify
-from sightbridge.checkpoints.formats.beside import PROMPT
+from sightbridge.checkpoints.formats.beside import BESIDE, TOKENIZER, Beside
 from sightbridge.checkpoints.formats.hf_blip2 import EXTRAS
 from sightbridge.checkpoints.key_map import KeyMap
 from sightbridge.checkpoints.manifest import AnyManifest
@@ -49,11 +50,13 @@ def write_hf(job: Job, folder: Path) -> Written:
     write_config(plan.config, plan.class_name, folder)
     write_sharded(folder, mapped, on_tensor=job.on_tensor)
     if plan.extras:
-        beside = StoredWeights(job.folder, "memory", {name: plan.weights.stored[name] for name in plan.extras})
-        write_safetensors(folder / EXTRAS, beside)
+        extras = StoredWeights(job.folder, "memory", {name: plan.weights.stored[name] for name in plan.extras})
+        write_safetensors(folder / EXTRAS, extras)
     plan.processor.save_pretrained(folder)
     if isinstance(settings := job.manifest.settings, ModelSettings):
-        (folder / PROMPT).write_text(settings.prompt.model_dump_json(exclude_none=True, indent=2) + "\n", "utf-8")
+        beside = Beside(prompt=settings.prompt, vocabulary=_grown_from(job, plan))
+        job.processor.tokenizer.save_pretrained(folder / TOKENIZER)
+        (folder / BESIDE).write_text(beside.model_dump_json(exclude_none=True, indent=2) + "\n", "utf-8")
     if plan.generation:
         plan.generation.save_pretrained(folder)
     notes, load = (*plan.notes, *ids_note(job, plan)), plan.load
@@ -63,6 +66,13 @@ def write_hf(job: Job, folder: Path) -> Written:
     if job.verify:
         notes = (verify(job, folder, plan.class_name, plan.config.image_token_index), *notes)
     return Written(f"`{plan.class_name}` of transformers", load, (*notes, BACKEND_NOTE), plan.tags)
+
+
+def _grown_from(job: Job, plan: Plan) -> int | None:
+    """Rows that the language model's tables had before one was added for pictures; ``None`` if none was."""
+    table = output_tables(job.weights)[0]
+    before, after = (weights.infos[table].shape[0] for weights in (job.weights, plan.weights))
+    return before if after > before else None
 
 
 def make_plan(job: Job) -> Plan:
