@@ -108,7 +108,7 @@ def test_bad_models(workplace: Workplace, tmp_path: Path, capsys: pytest.Capture
     ("words", "message"),
     [
         (["{picture}", "{picture}"], "the last word is the question"),
-        (["{picture}", "<image><image> Which?"], "it has 1 picture(s), but its turns hold 2"),
+        (["{picture}", "<image><image> Which?"], "says '<image>' 2 times, but the pictures are 1"),
         (["{picture}", "What?", "--beams", "2", "--sample"], "error: option: choose one: 'sample' draws tokens"),
         (["{picture}", "What?", "--sample", "--seed", str(2**64)], "seed: expected a number below"),
         (["{picture}", "What?", "--top-p", "1.5"], "top_p: expected a number of at most 1"),
