@@ -23,6 +23,8 @@ from sightbridge.evaluation.vqa import normalise, soft_accuracy, vqa_accuracy
 RESAMPLES = 1000
 """Draws of a bootstrap (Efron, 1979); its interval holds the middle ``CONFIDENCE`` of them."""
 CONFIDENCE = 0.95
+BLOCK = 2**22
+"""Values that are drawn at one time."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
 
 def _mean(given: Sequence[float]) -> Value:
     values, rng = np.asarray(given, dtype=float), np.random.default_rng(0)
-    draws = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    count = len(values)
+    at_once = max(1, BLOCK // count)
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    draws = np.concatenate([values[rng.integers(count, size=(size, count))].mean(axis=1) for size in sizes])
     margin = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(draws, [margin, 100 - margin])
     return Value(float(values.mean()), float(low), float(high))
