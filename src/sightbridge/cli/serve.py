@@ -28,45 +28,51 @@ if TYPE_CHECKING:
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 
 
+ModelsArgument = Annotated[
+    list[Path], typer.Argument(metavar="MODEL...", help="Model folders; for CLIPScores also a CLIP's folder.")
+]
+NameOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="What requests call a model. Once for each model.", show_default="its folder's"),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VARIABLE", help="Environment variable with the key that requests must bring.", show_default=False
+    ),
+]
+RemoteOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HOST", help="Fetch pictures from this host. Can be repeated.", show_default="none"),
+]
+AllowHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST",
+        help="What else a Host header may say, such as the name of a proxy. Can be repeated.",
+        show_default="this machine; anything with another --host",
+    ),
+]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A bound, such as max_tokens=2048; docs/serving.md lists them."),
+]
+
+
 def serve(
-    models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Model folders; for CLIPScores also a CLIP's folder.")
-    ],
+    models: ModelsArgument,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="What requests call a model. Once for each model.", show_default="its folder's"
-        ),
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VARIABLE", help="Environment variable with the key that requests must bring.", show_default=False
-        ),
-    ] = None,
+    name: NameOption = None,
+    api_key_env: KeyOption = None,
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Answer anybody, also beyond this machine.")
     ] = False,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 16,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that wait; others are told to come later.")] = 64,
-    allow_remote_images: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST", help="Fetch pictures from this host. Can be repeated.", show_default="none"),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST",
-            help="What else a Host header may say, such as the name of a proxy. Can be repeated.",
-            show_default="this machine; anything with another --host",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A bound, such as max_tokens=2048; docs/serving.md lists them."),
-    ] = None,
+    allow_remote_images: RemoteOption = None,
+    allow_host: AllowHostOption = None,
+    limit: LimitOption = None,
     system: SystemOption = None,
     source: SourceOption = None,
     cpu: CpuOption = False,
