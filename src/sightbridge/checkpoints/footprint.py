@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from sightbridge.checkpoints.describe import describe
+from sightbridge.checkpoints.folder import FIRST_STAGE
 from sightbridge.checkpoints.manifest import Manifest
 from sightbridge.config.model import LanguageModelSettings
 from sightbridge.errors import CheckpointError, SettingsError
@@ -81,7 +82,7 @@ def footprint(
     found = describe(folder)
     manifest = found.manifest
     if not isinstance(manifest, Manifest):
-        raise CheckpointError(f"{folder}: a model of BLIP-2's first stage answers nothing, so nothing is estimated.")
+        raise CheckpointError(f"{folder}: {FIRST_STAGE}")
     parts: dict[str, float] = {
         part.name: part.bytes or part.parameters * getattr(torch, part.dtype).itemsize for part in found.parts
     }

@@ -91,7 +91,7 @@ class Drawing:
             return source
         picture = load_image(source)
         try:
-            return draw(picture, [_located(mark) for mark in self.marks], random.Random(self.seed), anchor=anchor)
+            return draw(picture, [located(mark) for mark in self.marks], random.Random(self.seed), anchor=anchor)
         except DataError as error:  # the annotation does not belong to this picture
             raise ImageError(str(error)) from error
 
@@ -99,7 +99,8 @@ class Drawing:
 NO_MARKS = Drawing((), "")
 
 
-def _located(mark: Mark) -> Mark:
+def located(mark: Mark) -> Mark:
+    """The mark with its region looked up, if that is kept in another file; raises ``ImageError`` if it is not there."""
     return replace(mark, region=mark.region.read()) if isinstance(mark.region, StoredRegion) else mark
 
 

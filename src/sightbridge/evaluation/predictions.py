@@ -13,20 +13,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
+from sightbridge.data.marks import drawing, located
 from sightbridge.data.readers.benchmarks.matches import Comparison
 from sightbridge.data.record import Record
-from sightbridge.errors import DataError
+from sightbridge.errors import DataError, ImageError
 from sightbridge.evaluation.metrics import Row
 from sightbridge.evaluation.task import Part
-from sightbridge.images.load import describe_source
+from sightbridge.images.load import ImageSource, describe_source
+from sightbridge.visual_prompts import Mark
 
 FOLDER = "predictions"
+MARK = TypeAdapter(Mark)
+ANCHOR = 336
+"""Side of the pictures that widths of marks are drawn for on a page: that of LLaVA's tower."""
 KEPT_META = (
     *("type", "tags", "rating", "label", "image_id", "question_type", "answer_type", "question", "question_id"),
     *("objects", "synonyms"),
@@ -102,7 +108,29 @@ def line_of(record: Record, language: str, answer: str | None, error: str | None
         "language": language,
         "meta": {key: record.meta[key] for key in KEPT_META if key in record.meta},
     }
-    return line | ({"error": error} if error else {})
+    marks = [_written(mark) for mark in record.marks] if answer is not None else []
+    return line | ({"marks": marks} if marks else {}) | ({"error": error} if error else {})
+
+
+def _written(mark: Mark) -> dict[str, Any]:
+    return asdict(located(mark))
+
+
+def marked_pictures(line: dict[str, Any], anchor: int = ANCHOR) -> Iterator[ImageSource]:
+    """The pictures of a line that are still there, with the marks that the model saw on them.
+
+    ``anchor``: as of ``Drawing.on``; the model's own is not kept, so lines may be a little wider or narrower here.
+
+    Raises ``DataError`` for marks that are none.
+    """
+    try:
+        marks = tuple(MARK.validate_python(mark) for mark in line.get("marks", ()))
+    except (ValidationError, TypeError) as error:
+        raise DataError(f"the marks of the record '{line['id']}' were damaged: {error}.") from error
+    record = Record(str(line["id"]), tuple(line["images"]), (), marks=marks)
+    for place, image in enumerate(record.images):
+        with suppress(ImageError):
+            yield drawing(record, place).on(image, anchor)
 
 
 def match_line(item: Comparison, scores: Sequence[Sequence[float]] | None, error: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from sightbridge.config.load import write_atomically
 from sightbridge.config.task import TaskSettings
 from sightbridge.evaluation.metrics import METRICS
-from sightbridge.evaluation.predictions import files_of, read_lines, to_row
+from sightbridge.evaluation.predictions import files_of, marked_pictures, read_lines, to_row
 from sightbridge.evaluation.results import cleaner, show
 from sightbridge.evaluation.task import Task
 from sightbridge.pages import render, thumbnail
@@ -87,7 +87,7 @@ def _examples(task: Task, out: Path) -> list[dict[str, Any]]:
         lines = [line for line, row in measured if row.truths and any(v < 0.5 for v in metric.rows([row]).get("", []))]
     return [
         {
-            "pictures": [url for name in line["images"] if (url := thumbnail(name))],
+            "pictures": [url for source in marked_pictures(line) if (url := thumbnail(source))],
             "question": line["prompt"].replace(IMAGE_MARKER, "").strip(),
             "said": line["answer"] or "(nothing)",
             "truth": "true: " + " / ".join(line["truths"][:MOST_TRUTHS]) if line["truths"] else "",
