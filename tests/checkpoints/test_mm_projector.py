@@ -133,7 +133,7 @@ def test_other_files_are_refused(content: object, message: str, tmp_path: Path, 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"12345678{", b"not weights at all"])
 def test_damaged_files_are_one_message(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a file of weights|damaged"):
+    with pytest.raises(CheckpointError, match=r"not a file of weights|damaged"):
         load_mm_projector(connector(160, **VIP), tmp_path / "p.bin")
 
 

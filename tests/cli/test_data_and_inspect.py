@@ -39,7 +39,7 @@ def test_scenes_are_written_and_listed(tmp_path: Path, capsys: pytest.CaptureFix
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if line.strip().startswith(str(out))}
     for name, (count, data_format) in rows.items():
         assert len(json.loads(Path(name).read_text())) == int(count), name
-        assert data_format in ("llava", "coco_caption", "vqa", "mblip", "minigpt4qwen", "vip_llava", "boxes,")
+        assert data_format in ("llava", "coco_caption", "vqa", "mblip", "minigpt4qwen", "vip_llava", "boxes,", "two")
     assert len(rows) == len(ANNOTATIONS)
     train = json.loads((out / "train.json").read_text())
     assert {row["language"] for row in train} == {"en", "es"}

@@ -169,3 +169,18 @@ def test_labelled_pictures(tmp_path: Path) -> None:
 def test_published_files(name: str, path: str, count: int) -> None:
     found = read(name, REAL / path)
     assert len(found) == count and len({one.id for one in found}) == count
+
+
+def test_scenes_as_pairs_that_fit_or_do_not(tmp_path: Path) -> None:
+    from sightbridge.data.scenes.write import ScenesSettings, write_scenes
+
+    write_scenes(tmp_path, ScenesSettings(train=2, test=4, languages=("en", "de"), size=48))
+    pairs = list(MATCH_READERS["figures"](tmp_path / "figures_test.json", tmp_path))
+    assert len(pairs) == 8 and {pair.meta["label"] for pair in pairs} == {0, 1}
+    assert all(pair.images[0].is_file() and '"' not in pair.texts[0] for pair in pairs)
+    fours = list(MATCH_READERS["two_by_two"](tmp_path / "two_by_two_test.json", tmp_path))
+    assert len(fours) == 4 and all(len(four.images) == len(four.texts) == 2 for four in fours)
+    assert fours[0].images[0].name == "00000.png" and fours[0].images[1].name == "00002.png"  # the next in its language
+    (tmp_path / "wrong.json").write_text(json.dumps([{"image": "a.png", "conversations": [{"value": "What?"}]}]))
+    with pytest.raises(DataError, match="a text in quotation marks"):
+        list(MATCH_READERS["figures"](tmp_path / "wrong.json", tmp_path))

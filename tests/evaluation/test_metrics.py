@@ -78,3 +78,16 @@ def test_pope_reads_answers_by_its_own_rule() -> None:
 
 def test_every_metric_measures_in_one_way() -> None:
     assert all((metric.rows is None) != (metric.whole is None) for metric in METRICS.values())
+
+
+def test_intervals_of_measures_of_all_rows_together() -> None:
+    said = ["yes", "no", "yes", "no", "yes", "no"] * 10
+    truths = ["yes", "no", "no", "no", "yes", "yes"] * 10
+    rows = [Row(str(n), one, (truth,)) for n, (one, truth) in enumerate(zip(said, truths, strict=True))]
+    values = measure("pope", rows)
+    assert values == measure("pope", rows)
+    for value in values.values():
+        assert value.low is not None and value.high is not None and value.low < value.value < value.high
+    captions = [Row(str(n), f"a red bus {n}", (f"a red bus {n}", "a bus")) for n in range(8)]
+    cider = measure("cider", captions)["cider"]
+    assert cider.low is not None and cider.low <= cider.value <= cider.high  # type: ignore[operator]

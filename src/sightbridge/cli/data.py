@@ -24,6 +24,7 @@ FILES = {
     "statements_train": ("llava", "true or false"),
     "statements_test": ("llava", "true or false"),
     "regions_test": ("", "boxes, and a phrase for each"),
+    "two_by_two_test": ("", "two pictures a row and the captions of both, to be scored"),
     "vqa_train": ("vqa", "a question a row, as in LAVIS"),
     "vqa_test": ("vqa", "the same, two a picture"),
     "descriptions_train": ("llava", "the captions, each asked for in its language"),

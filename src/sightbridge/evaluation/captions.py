@@ -20,7 +20,13 @@ ROUGE_BETA = 1.2
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D over a set of pictures (0 to 10): n-grams weighed by how few of the pictures' references have them.
+    """CIDEr-D over a set of pictures (0 to 10), the mean of ``cider_of_each``."""
+    scores = cider_of_each(candidates, references)
+    return sum(scores) / len(scores)
+
+
+def cider_of_each(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D of every picture (0 to 10): n-grams weighed by how few of the pictures' references have them.
 
     A single picture scores 0: every n-gram is then in all references, so none says anything.
     """
@@ -40,8 +46,8 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
         ngrams = _ngrams(candidate)
         weights = weigh(ngrams)
         similarities = [_similarity(weights, weigh(text), _length(ngrams) - _length(text)) for text in texts]
-        scores.append(sum(similarities) / len(similarities))
-    return 10 * sum(scores) / len(scores)
+        scores.append(10 * sum(similarities) / len(similarities))
+    return scores
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], n: int = MAX_N) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from sightbridge.config.task import TaskSettings
 from sightbridge.errors import SettingsError, nearest
 from sightbridge.evaluation.agreement import kendall_tau_b, pairwise_accuracy, pearson, roc_auc
-from sightbridge.evaluation.captions import bleu, cider, rouge_l
+from sightbridge.evaluation.captions import bleu, cider_of_each, rouge_l
 from sightbridge.evaluation.hallucination import ObjectFinder, chair, pope, read_objects, yes_or_no
 from sightbridge.evaluation.tokenize import caption_tokens
 from sightbridge.evaluation.vqa import normalise, soft_accuracy, vqa_accuracy
@@ -23,6 +23,8 @@ from sightbridge.evaluation.vqa import normalise, soft_accuracy, vqa_accuracy
 RESAMPLES = 1000
 """Draws of a bootstrap (Efron, 1979); its interval holds the middle ``CONFIDENCE`` of them."""
 CONFIDENCE = 0.95
+DRAWS = 200
+"""Draws where all rows are measured again for each."""
 BLOCK = 2**22
 """Values that are drawn at one time."""
 
@@ -95,7 +97,8 @@ class Metric:
     """``rows``: values that are averaged, usually one for every row. ``whole``: values of all rows together, such as
     precision and recall. Both by name, which is "" where there is one alone.
 
-    ``percent``: whether the values are shares, shown in percent. ``needs``: what it is a measure of.
+    ``percent``: whether the values are shares, shown in percent. ``needs``: what it is a measure of. ``draws``: how
+    often the whole is measured again of rows drawn anew, for its interval; 0 where that takes too long.
     """
 
     what: str
@@ -103,6 +106,7 @@ class Metric:
     whole: Callable[[Sequence[Row]], dict[str, float]] | None = None
     percent: bool = True
     needs: Needs = ANSWERS
+    draws: int = 0
 
 
 def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
@@ -118,8 +122,27 @@ def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
     else:
         assert metric.whole is not None, "a metric measures rows or the whole"
         # of too few rows, or of one kind alone, many a measure says nothing
-        found = {which: Value(value) for which, value in metric.whole(rows).items() if not math.isnan(value)}
+        found = {which: value for which, value in _whole(metric, rows).items() if not math.isnan(value.value)}
     return {f"{name}/{which}" if which else name: value for which, value in found.items()}
+
+
+def _whole(metric: Metric, rows: Sequence[Row]) -> dict[str, Value]:
+    assert metric.whole is not None, "it measures rows together"
+    values, rng = metric.whole(rows), np.random.default_rng(0)
+    drawn = [
+        metric.whole([rows[place] for place in rng.integers(len(rows), size=len(rows))]) for _ in range(metric.draws)
+    ]
+    found = {}
+    for name, value in values.items():
+        again = [one[name] for one in drawn if not math.isnan(one.get(name, math.nan))]
+        found[name] = Value(value, *_interval(again)) if again else Value(value)
+    return found
+
+
+def _interval(draws: Any) -> tuple[float, float]:
+    margin = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(draws, [margin, 100 - margin])
+    return float(low), float(high)
 
 
 def _mean(given: Sequence[float]) -> Value:
@@ -128,9 +151,7 @@ def _mean(given: Sequence[float]) -> Value:
     at_once = max(1, BLOCK // count)
     sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
     draws = np.concatenate([values[rng.integers(count, size=(size, count))].mean(axis=1) for size in sizes])
-    margin = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws, [margin, 100 - margin])
-    return Value(float(values.mean()), float(low), float(high))
+    return Value(float(values.mean()), *_interval(draws))
 
 
 def check_rows(name: str, rows: Iterable[Row]) -> None:
@@ -250,10 +271,10 @@ def hallucination(rows: Sequence[Row]) -> dict[str, float]:
     return {"s": found.chair_s, "i": found.chair_i}
 
 
-def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], float]) -> Callable[..., dict[str, float]]:
+def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], Any]) -> Callable[..., dict[str, Any]]:
     """A measure of rows from one of tokenised captions and their references."""
 
-    def measure_captions(rows: Sequence[Row]) -> dict[str, float]:
+    def measure_captions(rows: Sequence[Row]) -> dict[str, Any]:
         said = [caption_tokens(row.said, row.language) for row in rows]
         return {"": metric(said, [[caption_tokens(truth, row.language) for truth in row.truths] for row in rows])}
 
@@ -267,13 +288,15 @@ METRICS: dict[str, Metric] = {
         "whether both pictures get their own caption, and both captions their picture", rows=two_by_two, needs=FOURS
     ),
     "preferred": Metric("share of pairs in which the preferred picture scores higher", rows=preferred, needs=CHOICES),
-    "auc": Metric("area under the ROC curve, of pairs that fit and pairs that do not", whole=area, needs=LABELS),
+    "auc": Metric(
+        "area under the ROC curve, of pairs that fit and pairs that do not", whole=area, needs=LABELS, draws=DRAWS
+    ),
     "pairwise_accuracy": Metric(
         "share of pairs put in order as people do, ties calibrated",
         whole=rated(lambda *both: pairwise_accuracy(*both)[0]),
         needs=RATINGS,
     ),
-    "pearson": Metric("Pearson's correlation with people's ratings", whole=rated(pearson), needs=RATINGS),
+    "pearson": Metric("Pearson's correlation with people's ratings", whole=rated(pearson), needs=RATINGS, draws=DRAWS),
     "kendall": Metric("Kendall's tau-b with people's ratings", whole=rated(kendall_tau_b), needs=RATINGS),
     "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
     "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
@@ -284,9 +307,10 @@ METRICS: dict[str, Metric] = {
         "accuracy, precision, recall, F1 and share of yes, yes being what is looked for",
         whole=existence,
         needs=YES_OR_NO,
+        draws=DRAWS,
     ),
     "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination, needs=OBJECTS),
-    "cider": Metric("CIDEr-D of captions", whole=captions(cider), percent=False),
+    "cider": Metric("CIDEr-D of captions", rows=captions(cider_of_each), percent=False),
     "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
     "bleu_4": Metric("BLEU-4 of captions", whole=captions(bleu)),
     "rouge_l": Metric("ROUGE-L of captions", whole=captions(rouge_l)),

@@ -45,6 +45,7 @@ ANNOTATIONS = (
     "figures_test",
     "pairs_train",
     "pairs_test",
+    "two_by_two_test",
     "chats_train",
     "chats_test",
     "videos_train",
@@ -135,6 +136,7 @@ def write_scenes(
         rows[f"descriptions_{part}"] = [_description_row(p) for p in chosen]
         rows[f"statements_{part}"] = [_statement_row(p, rng, avoid=new) for p in chosen]
     rows["regions_test"] = [_region_row(p) for p in test]
+    rows["two_by_two_test"] = list(_two_by_two_rows(test, len(settings.languages)))
     rows |= _rows_of_other_systems(folder, settings, {"train": train, "test": test}, rows, new)
     for name in ANNOTATIONS:
         _write_json(folder / f"{name}.json", rows[name])
@@ -261,6 +263,17 @@ def _pair_rows(
             "language": picture.language,
             "type": "pair",
         }
+
+
+def _two_by_two_rows(pictures: Sequence[_Picture], languages: int) -> Iterator[dict[str, Any]]:
+    """Each picture and the next one in its language, with both captions: NaturalBench's and Winoground's rows."""
+    step = languages if len(pictures) > languages else 1
+    for number, picture in enumerate(pictures):
+        both = (picture, pictures[(number + step) % len(pictures)])
+        row: dict[str, Any] = {"index": number}
+        for place, one in enumerate(both):
+            row |= {f"image_{place}": one.file, f"caption_{place}": caption(one.scene, one.language)}
+        yield row
 
 
 def _video_rows(folder: Path, pictures: Sequence[_Picture], rng: random.Random) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from sightbridge.data.readers.benchmarks.captions import read_flickr, read_karpathy, read_nocaps, read_xm3600
 from sightbridge.data.readers.benchmarks.matches import (
     Comparison,
+    read_figures,
     read_genai_bench,
     read_pick_a_pic,
     read_seetrue,
@@ -42,5 +43,6 @@ MATCH_READERS: dict[str, Callable[..., Iterable[Comparison]]] = {
     "genai_bench": read_genai_bench,
     "seetrue": read_seetrue,
     "pick_a_pic": read_pick_a_pic,
+    "figures": read_figures,
 }
 """Of tasks whose pictures and texts are scored."""

@@ -12,6 +12,7 @@ Pick-a-Pic:     [{"caption": ..., "image_0": ..., "image_1": ..., "label_0": 1},
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ TIFA_MODELS = {
 }
 """Models in the file of ratings, and the same ones in the names of pictures."""
 DEGREES = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
+QUOTED = re.compile('"(.+)"')
 PICTURE_ENDING = ".png"
 """Of Winoground's pictures, whose JSON lines name them without."""
 
@@ -112,6 +114,22 @@ def read_seetrue(path: Path, images_folder: Path) -> Iterator[Comparison]:
             raise DataError(f"{where}, key 'label': expected 0 or 1, got {row.get('label')!r}.")
         meta = {"label": label} | ({"type": row["dataset_source"]} if "dataset_source" in row else {})
         yield Comparison(str(number), (image,), (take(row, "text", (str,), where, "a text"),), meta, where)
+
+
+def read_figures(path: Path, images_folder: Path) -> Iterator[Comparison]:
+    """Yield a pair for every row of VQAScore's question, as ``data scenes`` writes it: ``meta["label"]`` as above.
+
+    The text is what stands in quotation marks in the question.
+    """
+    for number, where, row in read_rows(path):
+        image = images_folder / take(row, "image", (str,), where, "a file name")
+        turns = take(row, "conversations", (list,), where, "a question and an answer")
+        said = [take(turn, "value", (str,), where, "a text") for turn in turns if isinstance(turn, dict)]
+        quoted = QUOTED.search(said[0]) if len(said) == 2 else None
+        if quoted is None:
+            raise DataError(f"{where}: expected a question with a text in quotation marks, and its answer.")
+        meta = {"label": int(said[1].strip().casefold() == "yes"), "type": row.get("language", "en")}
+        yield Comparison(take_id(row, "id", where) or str(number), (image,), (quoted[1],), meta, where)
 
 
 def read_pick_a_pic(path: Path, images_folder: Path) -> Iterator[Comparison]:
