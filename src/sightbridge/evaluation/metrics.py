@@ -17,6 +17,7 @@ from sightbridge.errors import SettingsError, nearest
 from sightbridge.evaluation.agreement import kendall_tau_b, pairwise_accuracy, pearson, roc_auc
 from sightbridge.evaluation.captions import bleu, cider_of_each, rouge_l
 from sightbridge.evaluation.hallucination import ObjectFinder, chair, pope, read_objects, yes_or_no
+from sightbridge.evaluation.meteor import check_meteor, meteor
 from sightbridge.evaluation.tokenize import caption_tokens
 from sightbridge.evaluation.vqa import normalise, soft_accuracy, vqa_accuracy
 
@@ -170,6 +171,8 @@ def check_metrics(settings: TaskSettings) -> None:
             raise SettingsError(
                 f"unknown metric '{name}'. Known: {known}.{nearest(name, list(METRICS))}", key="metrics"
             )
+    if "meteor" in settings.metrics:
+        check_meteor()
     if settings.clean is not None and settings.clean not in CLEANERS:
         known = ", ".join(CLEANERS)
         raise SettingsError(
@@ -314,10 +317,11 @@ METRICS: dict[str, Metric] = {
     "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
     "bleu_4": Metric("BLEU-4 of captions", whole=captions(bleu)),
     "rouge_l": Metric("ROUGE-L of captions", whole=captions(rouge_l)),
+    "meteor": Metric("METEOR of English captions, by its own Java program", whole=captions(meteor)),
 }
 """Every metric, by the name that a task gives it."""
 
-CAPTION_METRICS = frozenset({"cider", "bleu_1", "bleu_4", "rouge_l"})
+CAPTION_METRICS = frozenset({"cider", "bleu_1", "bleu_4", "rouge_l", "meteor"})
 """Those that count words, which some languages have to be parted into."""
 
 CLEANERS: dict[str, Callable[[str], str]] = {"vqa": normalise}
