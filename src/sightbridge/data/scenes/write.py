@@ -136,7 +136,6 @@ def write_scenes(
         rows[f"descriptions_{part}"] = [_description_row(p) for p in chosen]
         rows[f"statements_{part}"] = [_statement_row(p, rng, avoid=new) for p in chosen]
     rows["regions_test"] = [_region_row(p) for p in test]
-    rows["two_by_two_test"] = list(_two_by_two_rows(test, len(settings.languages)))
     rows |= _rows_of_other_systems(folder, settings, {"train": train, "test": test}, rows, new)
     for name in ANNOTATIONS:
         _write_json(folder / f"{name}.json", rows[name])
@@ -167,6 +166,7 @@ def _rows_of_other_systems(
             if p.language == marks.LANGUAGE
             for row in MARKED_ROWS[part](p.scene, p.file, p.boxes, rngs["marks"])
         ]
+    rows["two_by_two_test"] = list(_two_by_two_rows(pictures["test"], len(settings.languages)))
     return rows
 
 
