@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,27 +101,31 @@ def convert(
       sightbridge convert llava-hf/llava-1.5-7b-hf OUT prompt.template=vicuna_v1
       sightbridge inspect model blip2_pretrained.pth    (what is in it)
     """
-    from sightbridge.checkpoints.convert import convert as run
+    convert_and_show(
+        source,
+        out,
+        vision=vision,
+        bridge=bridge,
+        language_model=language_model,
+        tokenizer=tokenizer,
+        settings=settings or (),
+        self_contained=self_contained,
+        later_wins=later_wins,
+        allow_nan=allow_nan,
+    )
 
-    with showing_progress() as progress:
-        done = run(
-            source,
-            out,
-            vision=vision,
-            bridge=bridge,
-            language_model=language_model,
-            tokenizer=tokenizer,
-            settings=settings or (),
-            self_contained=self_contained,
-            later_wins=later_wins,
-            allow_nan=allow_nan,
-            progress=progress,
-        )
-    show_converted(done)
+
+def convert_and_show(source: Path | None, out: Path, **options: Any) -> None:
+    """Convert under a progress bar, and say what became of what; ``options`` are those of ``checkpoints.convert``."""
+    from sightbridge.checkpoints.convert import convert
+
+    with _showing_progress() as progress:
+        done = convert(source, out, **options, progress=progress)
+    _show(done)
 
 
 @contextmanager
-def showing_progress() -> Iterator[Progress]:
+def _showing_progress() -> Iterator[Progress]:
     """A bar of bytes on stderr, if that is a terminal."""
     from rich import progress
 
@@ -143,8 +147,8 @@ def showing_progress() -> Iterator[Progress]:
         yield advance
 
 
-def show_converted(done: Converted) -> None:
-    """Say what became of what, part by part, and what there is to know about it."""
+def _show(done: Converted) -> None:
+    """What became of what, part by part, and what there is to know about it."""
     out = console()
     for line in done.what:
         out.print(line, markup=False, soft_wrap=True)

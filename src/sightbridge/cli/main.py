@@ -122,6 +122,11 @@ def sightbridge(
       sightbridge train tiny/decoder-mlp            train the bridge of a recipe
       sightbridge ask MODEL photo.jpg "What is it?"
       sightbridge chat MODEL photo.jpg
+      sightbridge score MODEL --images a.jpg b.jpg --texts "a red cup" "a blue cup"
+      sightbridge evaluate MODEL xgqa pope --data DATA
+      sightbridge convert blip2_pretrained_flant5xl.pth OUT
+      sightbridge export MODEL OUT --to hf
+      sightbridge serve MODEL
     """
 
 

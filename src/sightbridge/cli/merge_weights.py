@@ -16,9 +16,9 @@ from sightbridge.cli.convert import (
     SettingsArgument,
     TokenizerOption,
     VisionOption,
-    show_converted,
-    showing_progress,
+    convert_and_show,
 )
+from sightbridge.errors import SettingsError
 
 
 def merge_weights(
@@ -49,23 +49,17 @@ def merge_weights(
           --bridge qformer.pdparams --bridge projection.pdparams \\
           --language-model facebook/opt-2.7b
     """
-    from sightbridge.checkpoints.convert import convert
-    from sightbridge.errors import SettingsError
-
     if not bridge:
         raise SettingsError("say at least where the connector is: --bridge PATH")
-    with showing_progress() as progress:
-        done = convert(
-            None,
-            out,
-            vision=vision,
-            bridge=bridge,
-            language_model=language_model,
-            tokenizer=tokenizer,
-            settings=settings or (),
-            self_contained=self_contained,
-            later_wins=later_wins,
-            allow_nan=allow_nan,
-            progress=progress,
-        )
-    show_converted(done)
+    convert_and_show(
+        None,
+        out,
+        vision=vision,
+        bridge=bridge,
+        language_model=language_model,
+        tokenizer=tokenizer,
+        settings=settings or (),
+        self_contained=self_contained,
+        later_wins=later_wins,
+        allow_nan=allow_nan,
+    )

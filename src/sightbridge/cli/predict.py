@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from sightbridge.data.processor import Processor
     from sightbridge.models.vlm import VisionLanguageModel
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""Endings of the files that are taken from a folder."""
 WINDOW = 8
 """So many batches of pictures are open at one time."""
 
@@ -89,14 +87,12 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
     Raises ``ImageError`` for what is not there and for a folder without a picture.
     """
     from sightbridge.errors import ImageError
+    from sightbridge.images.load import pictures_in
 
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
-            if not inside:
-                raise ImageError(f"{path}: the folder holds no pictures ({', '.join(PICTURES)}).")
-            found += inside
+            found += pictures_in(path)
         elif path.is_file():
             found.append(path)
         else:

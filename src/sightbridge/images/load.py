@@ -69,6 +69,8 @@ uint8 pixels (H, W[, 1, 3 or 4])."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are opened. Pillow knows more, but every decoder is a risk, and some start other programs (EPS)."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+"""Of the names of files that are taken from a folder for pictures."""
 
 MAX_PIXELS = 64_000_000
 """Default bound on width x height; decoding takes three bytes for each."""
@@ -96,6 +98,14 @@ def load_image(
         image = _open(read_bytes(source, name, max_bytes), name)
     check_size(image.width, image.height, name, max_pixels)
     return _to_rgb(image, name)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Picture files of a folder, not of folders inside it, by name; raises ``ImageError`` if there are none."""
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS and file.is_file())
+    if not found:
+        raise ImageError(f"{folder}: the folder holds no pictures ({', '.join(ENDINGS)}).")
+    return found
 
 
 def describe_source(source: ImageSource) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sightbridge.errors import ImageError, SettingsError
-from sightbridge.images.load import StoredImage
+from sightbridge.images.load import ENDINGS, StoredImage
 
 CONTAINERS = "matroska,webm,mov,mp4,avi,mpegts,mpeg,flv,asf,ogg,gif"
 """FFmpeg's names of the formats that are opened."""
@@ -32,8 +32,6 @@ MAX_DECODED = 100_000
 """Bound on the frames that are decoded to find those asked for."""
 SEEK_ABOVE = 10
 """Frames further apart than so many seconds are sought one by one; otherwise all between them are decoded."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""Names of the frames in a folder end so."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def video_frames(path: Path, count: int) -> list[Path] | list[VideoFrame]:
     damaged file. Raises ``SettingsError`` if files cannot be read because PyAV is missing.
     """
     files = path.iterdir() if path.is_dir() else []
-    frames = sorted((file for file in files if file.suffix.lower() in SUFFIXES), key=_by_number)
+    frames = sorted((file for file in files if file.suffix.lower() in ENDINGS), key=_by_number)
     if not frames:
         if find_spec("av") is None:
             raise SettingsError(
@@ -96,7 +94,7 @@ def sample_frames(path: Path, count: int) -> list[np.ndarray]:
     from av.error import FFmpegError
 
     if path.is_dir():
-        raise ImageError(f"{path}: holds no frames; expected pictures ({', '.join(SUFFIXES)}).")
+        raise ImageError(f"{path}: holds no frames; expected pictures ({', '.join(ENDINGS)}).")
     if not path.is_file():
         raise ImageError(f"{path}: no such video file. Check the path and the 'images' folder of the data source.")
     if path.stat().st_size > MAX_FILE_BYTES:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sightbridge.config.load import write_atomically
-from sightbridge.errors import ImageError
-from sightbridge.images.load import ImageSource, load_image
+from sightbridge.images.load import ImageSource
+from sightbridge.pages import render, thumbnail
 from sightbridge.scoring.output import format_score, short_names
 from sightbridge.scoring.scorer import Scores
 from sightbridge.scoring.settings import KINDS
@@ -39,10 +35,9 @@ def write_page(scores: Scores, sources: Sequence[ImageSource], path: Path) -> No
             cell |= _colours(cell["value"], low, high) | {
                 "shown": format_score(cell["value"], max(abs(low), abs(high)))
             }
-    templates = Environment(
-        loader=PackageLoader("sightbridge.scoring", "."), autoescape=True, undefined=StrictUndefined
-    )
-    html = templates.get_template("grid.html.jinja").render(
+    html = render(
+        "sightbridge.scoring",
+        "grid.html.jinja",
         rows=rows,
         texts=scores.texts if is_table else None,
         pictures=len(set(scores.images)),
@@ -71,23 +66,11 @@ def _row(scores: Scores, sources: Sequence[ImageSource], place: int, is_table: b
     name = scores.images[place]
     return {
         "name": name,
-        "picture": _thumbnail(sources[place]),
+        "picture": thumbnail(sources[place], THUMBNAIL),
         "error": scores.skipped.get(name),
         "text": None if is_table else scores.texts[place],
         "cells": cells,
     }
-
-
-def _thumbnail(source: ImageSource) -> str | None:
-    """A small picture as a data URL; none of a picture that cannot be opened."""
-    try:
-        picture = load_image(source)
-    except ImageError:
-        return None
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def _colours(value: float, low: float, high: float) -> dict[str, str]:

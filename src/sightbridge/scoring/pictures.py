@@ -22,9 +22,10 @@ from sightbridge.images.load import (
     describe_source,
     image_key,
     load_image,
+    pictures_in,
     read_bytes,
 )
-from sightbridge.images.video import SUFFIXES, video_frames
+from sightbridge.images.video import video_frames
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".ts", ".flv", ".wmv", ".ogv")
 """Endings of files that are taken for videos; a GIF is a picture, its first frame."""
@@ -65,10 +66,7 @@ def find_pictures(given: Sequence[ImageSource], frames: int = 8) -> list[Picture
         elif path.suffix.lower() in VIDEOS and not path.is_dir():
             found += [Picture(describe_source(frame), frame) for frame in video_frames(path, frames)]
         elif path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
-                raise ImageError(f"{path}: the folder holds no pictures ({', '.join(SUFFIXES)}).")
-            found += [Picture(str(file), file) for file in inside]
+            found += [Picture(str(file), file) for file in pictures_in(path)]
         else:
             found.append(Picture(str(path), path))
     return found

@@ -15,9 +15,9 @@ from typing import Any
 from sightbridge.data.mix.files import parse_json, read_object, read_text
 from sightbridge.data.mix.sample import Sample, name_picture
 from sightbridge.data.mix.settings import PartSettings
-from sightbridge.data.readers.mblip import SUFFIXES
 from sightbridge.data.readers.rows import read_rows, take, take_id
 from sightbridge.errors import DataError, SettingsError
+from sightbridge.images.load import ENDINGS
 from sightbridge.text.languages import find_language
 
 Classes = list[tuple[str, str]]
@@ -106,7 +106,7 @@ def _read_pictures(path: Path) -> dict[str, list[str]]:
         names = [
             f"{folder.name}/{file.name}" for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir()
         ]
-        pairs = [(str(PurePosixPath(name).parent.name), name) for name in names if name.lower().endswith(SUFFIXES)]
+        pairs = [(str(PurePosixPath(name).parent.name), name) for name in names if name.lower().endswith(ENDINGS)]
     elif path.suffix == ".txt":
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         pairs = [(PurePosixPath(line).parent.name, line) for line in lines]

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sightbridge.data.mix.settings import PartSettings
-from sightbridge.data.readers.mblip import SUFFIXES
 from sightbridge.errors import DataError, SettingsError
+from sightbridge.images.load import ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Sample:
 def name_picture(part: PartSettings, name: str, where: str) -> str:
     """The picture's name inside the mixture's folder: renamed as ``image_name`` says, inside ``images``."""
     if part.image_name:
-        stem = name[: -len(PurePosixPath(name).suffix)] if name.lower().endswith(SUFFIXES) else name
+        stem = name[: -len(PurePosixPath(name).suffix)] if name.lower().endswith(ENDINGS) else name
         try:
             name = part.image_name.format(stem)
         except (IndexError, KeyError, ValueError) as error:

@@ -18,13 +18,11 @@ from sightbridge.data.readers.row_index import index_records
 from sightbridge.data.readers.rows import Row, find_image, take, take_id, take_texts
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
-from sightbridge.images.load import ImageSource
+from sightbridge.images.load import ENDINGS, ImageSource
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 
 KNOWN_KEYS = ("context", "label", "left_image", "right_image", "language")
 IMAGE_KEYS = ("image_id", "left_image", "right_image")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""Endings of pictures' names. XM3600's and Flickr30k's rows have none, and mean ``.jpg`` (mBLIP's ``image_suffix``)."""
 
 
 def read_mblip(path: Path, images_folder: Path) -> Sequence[Record]:
@@ -72,7 +70,8 @@ def _find_images(row: Row, folder: Path, where: str) -> tuple[ImageSource, ...]:
             f"{where}: expected 'image_id', or 'left_image' and 'right_image', got {', '.join(keys) or 'none of them'}."
         )
     names = [str(take(row, key, (str, int), where, "the name of a picture")) for key in keys]
-    named = (name if name.startswith("data:") or name.lower().endswith(SUFFIXES) else f"{name}.jpg" for name in names)
+    # XM3600's and Flickr30k's rows name pictures without an ending, and mean .jpg (mBLIP's image_suffix)
+    named = (name if name.startswith("data:") or name.lower().endswith(ENDINGS) else f"{name}.jpg" for name in names)
     return tuple(find_image(name, folder) for name in named)
 
 
