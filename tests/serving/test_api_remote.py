@@ -60,17 +60,17 @@ def host() -> Iterator[int]:
         server.server_close()
 
 
-class World(httpcore.AnyIOBackend):
+class World(httpcore.AsyncNetworkBackend):
     """A network in which one public address is really a port of this machine; notes where connections go."""
 
     def __init__(self, port: int) -> None:
-        super().__init__()
         self.port = port
         self.connected: list[str] = []
+        self._inner: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         self.connected.append(host)
-        return await super().connect_tcp("127.0.0.1", self.port, *args, **options)
+        return await self._inner.connect_tcp("127.0.0.1", self.port, *args, **options)
 
 
 def remote(port: int = 0, hosts: Sequence[str] = ("pics.example",), **addresses: list[str]) -> tuple[Remote, World]:

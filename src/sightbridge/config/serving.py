@@ -20,6 +20,7 @@ class ServingSettings(Settings):
     max_texts: int = Field(default=256, ge=1, description="texts of one request for scores or features")
     max_pairs: int = Field(default=4096, ge=1, description="pictures x texts of one request for scores")
     max_answers: int = Field(default=8, ge=1, description="'n' of one request")
+    max_beams: int = Field(default=8, ge=1, description="'num_beams' of one request")
     max_tokens: int = Field(default=1024, ge=1, description="the longest answer")
     default_tokens: int = Field(default=512, ge=1, description="an answer's length if the request names none")
     max_in_flight: int = Field(default=256, ge=1, description="requests handled at the same time; others get 429")

@@ -173,6 +173,19 @@ class ChatBody(Body):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    num_beams: int | None = Field(
+        default=None, ge=1, description="above 1: a beam search, whose answer comes at its end"
+    )
+    length_penalty: float | None = Field(
+        default=None, ge=-100, le=100, description="of a beam search: above 1 favours long, below favours short answers"
+    )
+    repetition_penalty: float | None = Field(
+        default=None, ge=0.01, le=100, description="above 1 makes tokens already written less likely"
+    )
+    top_k: int | None = Field(default=None, ge=0, le=2**31, description="sampling: from so many; 0 = no limit")
+    min_tokens: int | None = Field(
+        default=None, ge=0, description="an answer does not end before so many tokens, unless by a stop text"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> ChatBody:
@@ -184,7 +197,29 @@ class ChatBody(Body):
             raise ValueError("stream_options needs stream: true")
         if "" in self.stops:
             raise ValueError("a text in 'stop' is empty, so every answer would be")
+        if self.searches and self.samples:
+            raise ValueError("num_beams searches the likeliest answer, temperature and top_p draw one; choose one")
+        if self.searches and (self.n or 1) > 1:
+            raise ValueError("a beam search gives one answer, the best; leave out n")
+        if self.searches and self.logprobs:
+            raise ValueError("log-probabilities are not told of a beam search; leave out one of logprobs and num_beams")
+        if self.length_penalty not in (None, 1) and not self.searches:
+            raise ValueError("length_penalty is one of a beam search; set num_beams above 1")
+        if self.top_k and not self.samples:
+            raise ValueError("top_k is one of sampling; set a temperature above 0")
+        if self.min_tokens and self.longest and self.min_tokens > self.longest:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.longest})")
         return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether a beam search is asked for."""
+        return (self.num_beams or 1) > 1
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn: with a temperature above 0, or a top_p alone."""
+        return self.temperature != 0 and (self.temperature is not None or self.top_p is not None)
 
     @property
     def stops(self) -> list[str]:

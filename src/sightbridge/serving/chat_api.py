@@ -28,6 +28,8 @@ from sightbridge.serving.ticket import Ticket
 
 LOOK_FOR_CLIENT = 0.25
 """Seconds between two looks whether the client is still there."""
+KEEP_ALIVE = 15.0
+"""Seconds without a piece after which a stream says that it goes on, or a proxy in between would end it."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,24 @@ def read_settings(body: ChatBody, engine: Engine, state: State) -> GenerationSet
         raise ApiError(
             422, f"{body.longest} tokens; an answer has at most {bounds.max_tokens} here.", param="max_tokens"
         )
-    usual = max(1, min(bounds.default_tokens, bounds.max_tokens, engine.max_tokens // 2))
-    sample = body.temperature != 0 and (body.temperature is not None or body.top_p is not None)
+    if (body.num_beams or 1) > bounds.max_beams:
+        raise ApiError(422, f"{body.num_beams} beams; at most {bounds.max_beams} are searched.", param="num_beams")
+    longest = body.longest or max(1, min(bounds.default_tokens, bounds.max_tokens, engine.max_tokens // 2))
+    if (body.min_tokens or 0) > longest:
+        raise ApiError(
+            422, f"min_tokens is {body.min_tokens}, but the answer has at most {longest}.", param="min_tokens"
+        )
+    sample = body.samples
     return GenerationSettings(
-        max_new_tokens=body.longest or usual,
+        max_new_tokens=longest,
+        min_new_tokens=body.min_tokens or 0,
+        num_beams=body.num_beams or 1,
+        length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
         sample=sample,
         temperature=(body.temperature or 1.0) if sample else 1.0,
         top_p=(body.top_p or 1.0) if sample else 1.0,
+        top_k=body.top_k or 0,
+        repetition_penalty=body.repetition_penalty or 1.0,
         stop=body.stops,
     )
 
@@ -172,8 +185,11 @@ async def _stream(asked: Asked, state: State, http: HttpRequest, include_usage: 
         for number in range(len(asked.tickets)):
             yield chunk(index=number, delta={"role": "assistant", "content": ""})
         while len(finished) < len(asked.tickets):
-            async with asyncio.timeout_at(asked.deadline):
-                number, event = await events.get()
+            told = await _next(events, asked.deadline)
+            if told is None:
+                yield ": still waiting\n\n"  # a comment, which clients leave out
+                continue
+            number, event = told
             if isinstance(event, Exception):
                 raise event
             if isinstance(event, Piece):
@@ -192,6 +208,18 @@ async def _stream(asked: Asked, state: State, http: HttpRequest, include_usage: 
     finally:
         for reader in readers:
             reader.cancel()
+
+
+async def _next(events: asyncio.Queue[Any], deadline: float) -> Any:
+    """What comes next, or ``None`` if nothing does for a while. Raises ``TimeoutError`` at the deadline."""
+    now = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(min(deadline, now + KEEP_ALIVE)):
+            return await events.get()
+    except TimeoutError:
+        if now + KEEP_ALIVE >= deadline:
+            raise
+        return None
 
 
 async def _forward(number: int, ticket: Ticket, events: asyncio.Queue) -> None:

@@ -118,9 +118,9 @@ class PromptMaker:
         if (max(prompt, answer) if is_apart else prompt + answer) > self.max_tokens:
             room = "each of them" if is_apart else "both together"
             raise DataError(
-                f"the prompt takes {prompt:,} positions (pictures included) and max_new_tokens is {answer:,}, but "
+                f"the prompt takes {prompt:,} positions (pictures included) and max_tokens is {answer:,}, but "
                 f"{self.max_tokens:,} is the most for {room}: shorten the text, show fewer pictures, or lower "
-                "max_new_tokens"
+                "max_tokens"
             )
         check_room(self._model.language_model.config, prompt, answer)
 
