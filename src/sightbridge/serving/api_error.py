@@ -85,13 +85,13 @@ def to_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, SightbridgeError):
         return ApiError(400, str(error), param=error.key if isinstance(error, SettingsError) else None)
     if isinstance(error, RequestValidationError):
-        return _wrong_fields(error.errors())
+        return wrong_fields(error.errors())
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, f"{error.detail}.", headers=error.headers)
     return None
 
 
-def _wrong_fields(problems: Sequence[Any]) -> ApiError:
+def wrong_fields(problems: Sequence[Any]) -> ApiError:
     """Tell the first few wrong fields; what was sent is not repeated, it may be a picture."""
     if problems[0]["type"] == "json_invalid":
         reason = problems[0].get("ctx", {}).get("error", problems[0]["msg"])

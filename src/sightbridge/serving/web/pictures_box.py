@@ -1,0 +1,119 @@
+"""The pictures that a question is about, and what was drawn on them: one component of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import gradio as gr
+from pydantic import Field, ValidationError
+
+from sightbridge.serving.api_error import ApiError, wrong_fields
+from sightbridge.serving.body import Body, RegionBody, Regions
+from sightbridge.serving.files import StoredFile
+from sightbridge.serving.state import State
+
+SCRIPT = Path(__file__).parent / "pictures_box.js"
+
+
+class _Picture(Body):
+    file: Annotated[str, Field(max_length=100)]
+    name: Annotated[str, Field(max_length=200)] = ""
+    regions: Regions = Field(default=[])
+
+
+class _Box(Body):
+    pictures: list[_Picture] = Field(default=[], max_length=256)
+
+
+@dataclass(frozen=True)
+class ShownPicture:
+    """A picture as it was uploaded, and the regions that are marked on it, as a request for the API has them."""
+
+    file: str
+    name: str
+    data: bytes
+    regions: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The picture as a part of a message of ``/v1/chat/completions``."""
+        return {"type": "file", "file": {"file_id": self.file}, "regions": self.regions}
+
+
+class PicturesBox:
+    """Pictures to upload, to choose from and to draw on. Make it inside of ``gr.Blocks``.
+
+    Pictures go into ``state.files``, as by ``POST /v1/files``; the component's value is JSON that names them, and holds
+    the marks. ``component.upload`` is the event of pictures that came or went, ``component.input`` that of marks.
+
+    Args:
+        state: of the server.
+        question: ``elem_id`` of the text box into which a click puts ``<bbox0>``; empty if there is none.
+        label: what the pictures are for.
+        elem_id: on the page.
+        draws: whether marks can be drawn.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        question: str = "",
+        label: str = "Pictures",
+        elem_id: str = "pictures",
+        draws: bool = True,
+    ) -> None:
+        self.state = state
+        self.component = gr.HTML(
+            value=self.value(),
+            html_template="<div class='box'></div>",
+            js_on_load=SCRIPT.read_text(),
+            server_functions=[_keeper(state)],
+            elem_id=elem_id,
+            label=label,
+            question=question,
+            draws=draws,
+        )
+
+    def value(self, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
+        """What the component shows when an event's function returns this: (name, encoded picture) each, or nothing."""
+        kept = [self.state.files.add(StoredFile(data, name, "vision")) for name, data in pictures]
+        return _Box(pictures=[_Picture(file=file.id, name=file.filename) for file in kept]).model_dump_json()
+
+    @staticmethod
+    def read(value: Any, state: State) -> list[ShownPicture]:
+        """The pictures of a value that a browser sent.
+
+        Raises ``ApiError`` for a value that no component of ours would send, and for a picture that is gone.
+        """
+        try:
+            box = _Box.model_validate_json(value or "{}")
+        except ValidationError as error:
+            raise wrong_fields(error.errors()) from None
+        return [
+            ShownPicture(
+                picture.file, picture.name, state.files.get(picture.file).data, [*map(_fields, picture.regions)]
+            )
+            for picture in box.pictures
+        ]
+
+
+def _keeper(state: State) -> Callable[[Any], Any]:
+    """What the component calls with a picture that somebody chose."""
+
+    async def keep(upload: Any) -> dict[str, Any]:
+        name, data = upload.files[0]
+        try:
+            await state.pictures.check(data, name)
+            return {"file": state.files.add(StoredFile(data, name, "vision")).id, "name": name}
+        except ApiError as error:
+            return {"error": error.message}
+
+    return keep
+
+
+def _fields(region: RegionBody) -> dict[str, Any]:
+    return region.model_dump(exclude_unset=True)
