@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from sightbridge.cli.arguments import OverridesArgument, RecipeArgument
-from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.cli.console import console, new_progress, new_table, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,15 +101,13 @@ def _progress(dry_run: bool) -> Progress:
         main = _is_main()
         if main:
             show_table(_plan_table(plan))
-        terminal = console(stderr=True)
         columns = (
             progress.TextColumn("encoding pictures"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(),
         )
-        hidden = dry_run or not main or not terminal.is_terminal
-        with progress.Progress(*columns, console=terminal, transient=True, disable=hidden) as bar:
+        with new_progress(*columns, shown=main and not dry_run) as bar:
             task = bar.add_task("", total=plan.missing)
             yield lambda pictures: bar.advance(task, pictures)
 
@@ -179,14 +177,12 @@ def verify(
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is damaged, to be made again.")] = False,
 ) -> None:
     """Read every byte of a cache and compare it with the hashes it was written with."""
-    from rich.progress import Progress
 
     from sightbridge.data.feature_cache_tools import find_damage
 
-    terminal = console(stderr=True)
     damaged: list[Path] = []
     checked = 0
-    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+    with new_progress() as progress:
         task = progress.add_task("verifying", total=len(list(folder.glob("*/*.safetensors"))))
         for path, intact in find_damage(folder):
             checked += 1

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 PIPE_WIDTH = 1000
 """Columns of output to a file or a pipe: every row stays on one line, for grep and friends."""
@@ -25,9 +29,17 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, emoji=False)  # ':x:' in a path or a text is no picture of a cross
 
 
-def new_table(*columns: str, title: str | None = None) -> Table:
+def new_progress(*columns: ProgressColumn, shown: bool = True) -> Progress:
+    """Bars on stderr that go away when they are done; nothing is written where there is no terminal."""
+    from rich.progress import Progress
+
+    terminal = console(stderr=True)
+    return Progress(*columns, console=terminal, transient=True, disable=not (shown and terminal.is_terminal))
+
+
+def new_table(*columns: str) -> Table:
     """A plain table whose first column, the name, is never cut; the others fold."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, no_wrap=index == 0, overflow="fold")
     return table

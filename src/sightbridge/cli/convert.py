@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.cli.console import console, new_progress, new_table, show_table
 
 if TYPE_CHECKING:
     from sightbridge.checkpoints.convert import Converted, Progress
@@ -129,7 +129,6 @@ def _showing_progress() -> Iterator[Progress]:
     """A bar of bytes on stderr, if that is a terminal."""
     from rich import progress
 
-    terminal = console(stderr=True)
     columns = (
         progress.TextColumn("converting"),
         progress.BarColumn(),
@@ -138,7 +137,7 @@ def _showing_progress() -> Iterator[Progress]:
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[weight]}", style="dim"),
     )
-    with progress.Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+    with new_progress(*columns) as bar:
         task = bar.add_task("", total=None, weight="reading names")
 
         def advance(done: int, total: int, weight: str) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
-from sightbridge.cli.console import console, new_table, show_table
+from sightbridge.cli.console import console, new_progress, new_table, show_table
 from sightbridge.cli.data_flatten import flatten
 from sightbridge.cli.data_mix import mix
 
@@ -91,8 +90,7 @@ def scenes(
         one_question_per_row=one_question_per_row,
         seed=seed,
     )
-    terminal = console(stderr=True)
-    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+    with new_progress() as progress:
         task = progress.add_task("drawing", total=train + test + test // 4)
         rows = write_scenes(out, settings, on_picture=lambda: progress.advance(task))
     table = new_table("file", "rows", "format", "what")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TextColumn
 
-from sightbridge.cli.console import console
+from sightbridge.cli.console import console, new_progress
 
 
 def flatten(
@@ -27,9 +27,8 @@ def flatten(
     """
     from sightbridge.data.flatten import flatten as flatten_file
 
-    terminal = console(stderr=True)
     columns = (*Progress.get_default_columns(), TextColumn("{task.completed:,} rows"))
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+    with new_progress(*columns) as progress:
         task = progress.add_task("flattening", total=None)
         counts = flatten_file(source, out, lambda: progress.advance(task))
     say = console().print

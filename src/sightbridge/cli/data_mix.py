@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
-from sightbridge.cli.console import console, new_table, show_table, wide_console
+from sightbridge.cli.console import console, new_progress, new_table, show_table, wide_console
 from sightbridge.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ def mix(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    terminal = console(stderr=True)
     columns = (*Progress.get_default_columns(), TextColumn("{task.completed:,} rows"))
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+    with new_progress(*columns) as progress:
         task = progress.add_task("reading", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sightbridge.cli.arguments import ModelArgument, SourceOption, SystemOption, complete_task, read_part_sources
-from sightbridge.cli.console import console
+from sightbridge.cli.console import new_progress
 from sightbridge.cli.rescore import show_results
 from sightbridge.errors import SettingsError
 
@@ -137,7 +137,7 @@ def _answer_all(
     batch_size: int,
 ) -> None:
     """Answer every part under a progress bar, as one of possibly several processes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from sightbridge.evaluation.run import do_part
     from sightbridge.generation.answer import WINDOW
@@ -146,7 +146,7 @@ def _answer_all(
     state.wait_for_everyone()
     do = _doers(model, sources, system, {one.part.task.settings.kind for one in work}, batch_size)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), disable=not state.is_main_process) as bars:
+    with new_progress(*columns, shown=state.is_main_process) as bars:
         for one in work:
             mine = len(one.items[state.process_index :: state.num_processes])
             bar = bars.add_task(one.part.label, total=mine)

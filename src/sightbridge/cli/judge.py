@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sightbridge.cli.console import console
+from sightbridge.cli.console import new_progress
 from sightbridge.cli.rescore import show_results
 from sightbridge.errors import SettingsError
 
@@ -34,7 +34,6 @@ def judge(
       sightbridge judge runs/mine/evaluation --url http://127.0.0.1:8000/v1 --model qwen2.5-32b
       sightbridge judge runs/mine/evaluation --url https://api.openai.com/v1 --model gpt-4-0613 --instruction vip.txt
     """
-    from rich.progress import Progress
 
     from sightbridge.checkpoints.atomic import alone_in
     from sightbridge.evaluation.judge import INSTRUCTION, Judge, judge_part
@@ -54,7 +53,7 @@ def judge(
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"--instruction: cannot read {instruction} ({error})") from error
     grader = Judge(url.rstrip("/"), model, os.environ.get(key_env), text)
-    with alone_in(folder, folder), Progress(console=console(stderr=True)) as bars:
+    with alone_in(folder, folder), new_progress() as bars:
         for part in Task(task, settings[task]).parts():
             if files_of(part, folder):
                 bar = bars.add_task(part.label, total=None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sightbridge.cli.console import console
+from sightbridge.cli.console import console, new_table, show_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def rescore(
@@ -29,10 +32,12 @@ def show_results(folder: Path, tasks: list[str]) -> None:
 
     results = score(folder)
     report = write_report(folder, results, read_settings(folder))
+    terminal = console()
     for name, task in results["tasks"].items():
         if not tasks or name in tasks:
-            console().print(_table(name, task))
-    terminal = console()
+            title = f"{name}: {task['description']} (version {task['version']})"
+            terminal.print(title, style="bold", markup=False, soft_wrap=True)
+            show_table(_table(task))
     terminal.print(f"results: {folder / 'results.json'}  report: {report}", markup=False, soft_wrap=True)
     failed = sum(part["errors"] for task in results["tasks"].values() for part in task["parts"].values())
     if failed:
@@ -40,17 +45,13 @@ def show_results(folder: Path, tasks: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _table(name: str, task: dict[str, Any]) -> Any:
-    from rich.table import Table
-
+def _table(task: dict[str, Any]) -> Table:
     from sightbridge.evaluation.results import show
 
     measured = list(dict.fromkeys(value for part in task["parts"].values() for value in part["values"]))
-    table = Table(title=f"{name}: {task['description']} (version {task['version']})", title_justify="left")
-    table.add_column("part")
-    table.add_column("records", justify="right")
-    for value in measured:
-        table.add_column(value.split("/")[-1], justify="right")
+    table = new_table("part", "records", *(value.split("/")[-1] for value in measured))
+    for column in table.columns[1:]:
+        column.justify = "right"
     for part, own in task["parts"].items():
         table.add_row(part, f"{own['records']:,}", *(_cell(value, own["values"].get(value)) for value in measured))
         for kind, group in own["types"].items():

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sightbridge.cli.arguments import complete_task
-from sightbridge.cli.console import console
+from sightbridge.cli.console import console, new_table, show_table
 
 
 def tasks(
@@ -33,11 +33,11 @@ def tasks(
     from sightbridge.evaluation.task import load_task, task_names
 
     if task is None:
-        table = Table("task", "what", "parts", "metrics")
+        table = new_table("task", "what", "parts", "metrics")
         for name in task_names():
             settings = load_task(name).settings
             table.add_row(name, settings.description, str(len(settings.parts) or ""), ", ".join(settings.metrics))
-        console().print(table)
+        show_table(table)
         return
     loaded = load_task(task)
     settings = loaded.settings
