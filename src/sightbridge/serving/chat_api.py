@@ -57,9 +57,9 @@ def chat_routes(state: State) -> APIRouter:
         noted["model"] = served.name
         try:
             async with asyncio.timeout_at(deadline):
-                requests = await _read(body, served, engine, state)
+                requests = await read_requests(body, served, engine, state)
         except TimeoutError:
-            raise _too_late(state) from None
+            raise too_late(state) from None
         noted["images"] = len(requests[0].images)
         tickets = await _submit(engine, requests, http)
         asked = Asked(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), served.name, tickets, deadline)
@@ -73,8 +73,8 @@ def chat_routes(state: State) -> APIRouter:
     return router
 
 
-async def _read(body: ChatBody, served: ServedModel, engine: Engine, state: State) -> list[Request]:
-    """The engine's requests, one for each answer: the same but for their seeds."""
+async def read_requests(body: ChatBody, served: ServedModel, engine: Engine, state: State) -> list[Request]:
+    """The engine's requests, one for each answer: the same but for their seeds. Raises ``ApiError``."""
     check_length(body.messages, state.settings.max_characters)
     conversation = read_conversation(body.messages, takes_system=served.takes_system, remembers=served.remembers)
     settings = read_settings(body, engine, state)
@@ -152,7 +152,7 @@ async def _finish(asked: Asked, state: State, http: HttpRequest) -> list[Whole]:
             raise ApiError(499, "The client left.")
         return answers.result()
     except TimeoutError:
-        raise _too_late(state) from None
+        raise too_late(state) from None
     finally:
         client.cancel()
         answers.cancel()
@@ -232,7 +232,7 @@ async def _forward(number: int, ticket: Ticket, events: asyncio.Queue) -> None:
 
 def _describe_failure(error: Exception, state: State, http: HttpRequest) -> ApiError:
     """Put what ends a stream, whose status is sent already, into a client's words."""
-    known = _too_late(state) if isinstance(error, TimeoutError) else to_api_error(error)
+    known = too_late(state) if isinstance(error, TimeoutError) else to_api_error(error)
     if known is None:
         log_failure(http.scope["state"]["request_id"])
         known = internal_error(http.scope["state"]["request_id"])
@@ -253,5 +253,6 @@ def _count(asked: Asked, finished: list[Finished], state: State, http: HttpReque
     http.scope["state"]["noted"].update(used)
 
 
-def _too_late(state: State) -> ApiError:
+def too_late(state: State) -> ApiError:
+    """What a request is told that was not done in time."""
     return ApiError(504, f"No answer within {state.settings.request_seconds:g} s. Ask for a shorter one.")

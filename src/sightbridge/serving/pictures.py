@@ -39,12 +39,7 @@ class Pictures:
         Raises ``ApiError``, with the number of the picture, for one that cannot be read, is beyond a bound, or has a
         mark outside of it.
         """
-        if len(sources) > (most := most or self.settings.max_images):
-            raise ApiError(413, f"{len(sources)} pictures; at most {most} are taken.", code="too_many_images")
-        if len(marks) > self.settings.max_regions:
-            raise ApiError(
-                413, f"{len(marks)} regions; at most {self.settings.max_regions} are taken.", code="too_many_regions"
-            )
+        self.check_count(len(sources), len(marks), most)
         pictures = []
         for number, source in enumerate(sources):
             data = await self._fetch(source, f"picture {number + 1}")
@@ -59,6 +54,15 @@ class Pictures:
         record = Request((), marks=tuple(marks)).record
         pictures = await self.read(sources, marks, most)
         return [(picture, drawing(record, number)) for number, picture in enumerate(pictures)]
+
+    def check_count(self, pictures: int, regions: int, most: int | None = None) -> None:
+        """Raise ``ApiError`` for more pictures (by default than a conversation may have) or regions than are taken."""
+        if pictures > (most := most or self.settings.max_images):
+            raise ApiError(413, f"{pictures} pictures; at most {most} are taken.", code="too_many_images")
+        if regions > self.settings.max_regions:
+            raise ApiError(
+                413, f"{regions} regions; at most {self.settings.max_regions} are taken.", code="too_many_regions"
+            )
 
     async def check(self, data: bytes, name: str, marks: Sequence[Mark] = ()) -> None:
         """Raise ``ApiError`` for bytes that are no picture within the bounds, or marks outside of it."""

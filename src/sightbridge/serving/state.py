@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sightbridge.config.serving import ServingSettings
@@ -28,3 +31,15 @@ class State:
     draining: bool = False
     in_flight: int = 0
     last_end: float = 0.0
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Count what is done within as a request that is being handled: the server ends after it."""
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self.last_end = time.monotonic()
+            self.metrics.in_flight.set(self.in_flight)
