@@ -12,6 +12,8 @@ from engine_requests import model_of, processor_of
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.record import Record
 from sightbridge.generation.answer import answer, stream_batch
+from sightbridge.serving.body import RegionBody
+from sightbridge.serving.messages import read_marks
 from sightbridge.text.turns import Turn
 
 
@@ -110,6 +112,28 @@ def test_a_marked_region_is_drawn_and_spoken_of(server: Live) -> None:
     bare = server.ask(user(image(3), text(spelled)), model="small", max_tokens=12)
     contents = [response.json()["choices"][0]["message"]["content"] for response in (asked, same, bare)]
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_strokes_are_drawn_and_spoken_of(server: Live) -> None:
+    """Lines drawn by hand are a scribble, half transparent as in training; a line can be an arrow too."""
+    scribble = {"strokes": [[2, 2, 15, 20, 4, 18], [10, 10]], "color": "blue", "width": 60}
+    asked = server.ask(user(image(3, regions=[scribble]), text("What is <bbox>?")), model="small", max_tokens=12)
+    spelled = user(image(3), text("What is with the blue scribble?"))
+    bare = server.ask(spelled, model="small", max_tokens=12)
+    assert asked.json()["usage"] | {"completion_tokens": 0, "total_tokens": 0} == bare.json()["usage"] | {
+        "completion_tokens": 0,
+        "total_tokens": 0,
+    }
+    (mark,) = read_marks([RegionBody(**scribble)], image=0)
+    assert (mark.shape, mark.alpha, mark.region.box) == ("scribble", 128, (2, 2, 15, 20))
+    (mark,) = read_marks([RegionBody(strokes=[[1, 2, 3, 4]], shape="arrow")], image=0)
+    assert mark.phrase == "pointed to by the red arrow"
+    for wrong in ([[1, 2, 3]], [], [[]], [[0, 0]] * 2049, [["1", 2]]):
+        error = error_of(server.ask(user(image(3, regions=[{"strokes": wrong}]), text("What?")), model="small"))
+        assert error["status"] == 422
+        assert "strokes" in error["param"] or "stroke" in error["message"]
+    both = {"strokes": [[1, 2, 3, 4]], "polygon": [1, 1, 5, 1, 5, 5]}
+    assert error_of(server.ask(user(image(3, regions=[both]), text("What?")), model="small"))["status"] == 422
 
 
 def test_several_answers_differ_and_come_again(server: Live) -> None:

@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -244,6 +245,22 @@ def test_strokes_are_scribbled_as_they_are() -> None:
     assert drawn[0].getpixel((50, 50)) == (127, 127, 127)
     assert drawn[0].getpixel((30, 20)) == (127, 127, 127)  # a tap is a dot
     assert drawn[0].getpixel((50, 20)) == (255, 255, 255)
+
+
+def test_arrows_and_triangles_follow_a_stroke() -> None:
+    """An arrow points where its stroke ends, and a triangle has the corners of its stroke."""
+    picture = Image.new("RGB", (336, 336), "white")
+    arrow = opaque(region_from_strokes([(20, 100, 200, 40, 300, 100)]), "arrow")
+    triangle = opaque(region_from_strokes([(50, 250, 100, 150, 150, 250)]), "triangle", width=2)
+    drawn = [draw(picture, [mark], random.Random(seed)) for mark in (arrow, triangle) for seed in (1, 2)]
+    constant = [replace(mark, constant=True) for mark in (arrow, triangle)]
+    pointed, cornered = (draw(picture, [mark], random.Random(3)) for mark in constant)
+    assert changed(picture, pointed) == (19, 89, 301, 111)  # a head of 12 pixels, 60 degrees to each side
+    assert pointed.getpixel((299, 100)) == pointed.getpixel((150, 100)) == BLACK
+    assert pointed.getpixel((200, 40)) == (255, 255, 255)
+    assert drawn[2] == drawn[3] == cornered
+    assert all(cornered.getpixel(corner) == BLACK for corner in [(50, 250), (100, 150), (150, 250), (75, 200)])
+    assert cornered.getpixel((100, 200)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("RGB", "RGB"), ("RGBA", "RGBA"), ("L", "RGB"), ("P", "RGB")])

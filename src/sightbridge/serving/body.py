@@ -47,18 +47,27 @@ def _form(value: Any) -> str:
     return TEXT_FORM if isinstance(value, str) else OTHER_FORM
 
 
+MAX_NUMBERS = 4096
+"""Numbers of an outline, or of all lines that were drawn for a region."""
+
+
 class RegionBody(Body):
-    """A region of a picture that is to be marked: a box, an outline, or both."""
+    """A region of a picture that is to be marked: a box, an outline, or lines that somebody drew on it."""
 
     bbox: Annotated[list[float], Field(min_length=4, max_length=4)] | None = Field(
         default=None, description="left, top, right, bottom in pixels of the picture"
     )
-    polygon: Annotated[list[float], Field(min_length=6, max_length=4096)] | None = Field(
+    polygon: Annotated[list[float], Field(min_length=6, max_length=MAX_NUMBERS)] | None = Field(
         default=None, description="x1, y1, x2, y2, ... in pixels of the picture"
+    )
+    strokes: Annotated[list[Annotated[list[float], Field(min_length=2)]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="lines drawn by hand, x1, y1, x2, y2, ... each: a scribble shows them, an arrow runs along the "
+        "first from tail to tip, a triangle has its three points as corners",
     )
     shape: str = Field(
         default="rectangle",
-        description="rectangle, ellipse, triangle, point, scribble, mask contour, mask, arrow",
+        description="rectangle, ellipse, triangle, point, scribble, mask contour, mask, arrow; of strokes scribble",
     )
     color: str | None = Field(
         default=None,
@@ -69,10 +78,23 @@ class RegionBody(Body):
     )
     alpha: float = Field(default=0.5, ge=0, le=1, description="opacity")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strokes_are_scribbles(cls, fields: Any) -> Any:
+        has_strokes = isinstance(fields, dict) and fields.get("strokes") is not None
+        return {"shape": "scribble"} | fields if has_strokes else fields
+
     @model_validator(mode="after")
     def _somewhere(self) -> RegionBody:
-        if self.bbox is None and self.polygon is None:
-            raise ValueError("a region needs a bbox or a polygon")
+        if self.bbox is None and self.polygon is None and self.strokes is None:
+            raise ValueError("a region needs a bbox, a polygon or strokes")
+        if self.polygon is not None and self.strokes is not None:
+            raise ValueError("a region has a polygon or strokes, not both")
+        for stroke in self.strokes or ():
+            if len(stroke) % 2:
+                raise ValueError(f"a stroke of {len(stroke)} numbers; expected pairs: x1, y1, x2, y2, ...")
+        if sum(map(len, self.strokes or ())) > MAX_NUMBERS:
+            raise ValueError(f"strokes of more than {MAX_NUMBERS:,} numbers")
         if self.polygon is not None and len(self.polygon) % 2:
             raise ValueError(f"a polygon of {len(self.polygon)} numbers; expected pairs: x1, y1, x2, y2, ...")
         return self

@@ -10,7 +10,7 @@ from sightbridge.generation.pointing import point_at
 from sightbridge.serving.api_error import ApiError
 from sightbridge.serving.body import Message, PicturePart, RegionBody, TextPart
 from sightbridge.text.turns import IMAGE_MARKER, Turn, as_text
-from sightbridge.visual_prompts import COLOURS, Mark, Region, parse_colour, region_from_polygons
+from sightbridge.visual_prompts import COLOURS, Mark, Region, parse_colour, region_from_polygons, region_from_strokes
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,14 @@ def read_marks(regions: Sequence[RegionBody], image: int) -> list[Mark]:
 
 def _read_region(region: RegionBody, image: int) -> Region:
     box = tuple(region.bbox) if region.bbox else None
-    if region.polygon is None:
-        assert box is not None, "a region without both is refused"
+    if region.polygon is None and region.strokes is None:
+        assert box is not None, "a region that is nowhere is refused"
         return Region(box, image=image)  # pyright: ignore
-    outlined = region_from_polygons([region.polygon], image=image)
+    outlined = (
+        region_from_polygons([region.polygon], image=image)
+        if region.polygon
+        else region_from_strokes(region.strokes or [], image=image)
+    )
     return replace(outlined, box=box) if box else outlined
 
 

@@ -26,7 +26,8 @@ class Region:
 
     ``box`` is left, top, right, bottom in pixels of the picture as it is stored. ``polygons`` are flat x, y lists whose
     union is the region, less ``holes``, if its outline is known. ``strokes`` are lines, flat x, y lists too, that
-    somebody drew by hand: the shape ``scribble`` shows them. ``image`` says which of a record's pictures is meant.
+    somebody drew by hand: a ``scribble`` shows them, an ``arrow`` runs along the first one from tail to tip, a
+    ``triangle`` has its first three points as corners. ``image`` says which of a record's pictures is meant.
     """
 
     box: Box

@@ -88,6 +88,9 @@ def _triangle(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[
     width = _width(mark, scale, rng)
     left, top, right, bottom = area.bounds
     points: tuple[Point, ...] = ()
+    if area.strokes and len(area.strokes[0]) >= 3:
+        points = area.strokes[0][:3]
+        return [Stroke("line", (*points, *points[:2]), width)]
     for _ in range(100):
         points = (area.draw_point(rng), area.draw_point(rng), area.draw_point(rng))
         if _widest_angle(points) <= WIDEST_ANGLE:
@@ -138,6 +141,8 @@ def _mask(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[Stro
 def _arrow(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[Stroke]:
     """A shaft that ends at the target, straight or bent, and a head there, filled or of two lines."""
     width = _width(mark, scale, rng)
+    if area.strokes and area.strokes[0][0] != area.strokes[0][-1]:
+        return _arrow_along(area.strokes[0][0], area.strokes[0][-1], width, scale)
     left, top, right, bottom = area.box
     jitter_x, jitter_y = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25)
     target = ((left + right) / 2 + jitter_x * (right - left), (top + bottom) / 2 + jitter_y * (bottom - top))
@@ -155,6 +160,14 @@ def _arrow(area: Area, mark: Mark, scale: float, rng: random.Random) -> list[Str
         shaft = (tip, middle, tail)
     sides = (_away(target, angle - HEAD_ANGLE, head), target, _away(target, angle + HEAD_ANGLE, head))
     return [Stroke("line", shaft, width), Stroke("polygon", sides) if filled else Stroke("line", sides, width)]
+
+
+def _arrow_along(tail: Point, target: Point, width: int, scale: float) -> list[Stroke]:
+    """An arrow that somebody drew: straight, its head filled and not longer than those that models were trained on."""
+    length, angle = math.dist(tail, target), math.atan2(tail[1] - target[1], tail[0] - target[0])
+    head = min(max(0.35 * length, 6 * scale, 1), 12 * scale)
+    sides = (_away(target, angle - HEAD_ANGLE, head), target, _away(target, angle + HEAD_ANGLE, head))
+    return [Stroke("line", (_away(target, angle, head / 2), tail), width), Stroke("polygon", sides)]
 
 
 SKETCHES: dict[Shape, Callable[[Area, Mark, float, random.Random], list[Stroke]]] = {
