@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +10,16 @@ from typing import Annotated, Any
 import gradio as gr
 from pydantic import Field, ValidationError
 
-from sightbridge.serving.api_error import ApiError, wrong_fields
+from sightbridge.serving.api_error import wrong_fields
 from sightbridge.serving.body import Body, RegionBody, Regions
 from sightbridge.serving.files import StoredFile
 from sightbridge.serving.state import State
+from sightbridge.serving.web.uploads import make_keeper, make_looker
+from sightbridge.visual_prompts import COLOURS, PREPOSITIONS
+from sightbridge.visual_prompts.shapes import WIDTHS
 
-SCRIPT = Path(__file__).parent / "pictures_box.js"
+ROOM_FOR_FORM = 4096
+"""Bytes of a body around the file in it."""
 
 
 class _Picture(Body):
@@ -55,6 +59,7 @@ class PicturesBox:
         label: what the pictures are for.
         elem_id: on the page.
         draws: whether marks can be drawn.
+        max_images: so many are taken; by default as many as a conversation may have.
     """
 
     def __init__(
@@ -65,17 +70,28 @@ class PicturesBox:
         label: str = "Pictures",
         elem_id: str = "pictures",
         draws: bool = True,
+        max_images: int | None = None,
     ) -> None:
         self.state = state
+        settings = state.settings
         self.component = gr.HTML(
             value=self.value(),
-            html_template="<div class='box'></div>",
-            js_on_load=SCRIPT.read_text(),
-            server_functions=[_keeper(state)],
+            html_template="<div class='pictures-box'></div>",
+            css_template=_read("pictures_box.css"),
+            js_on_load=_read("drawing.js") + _read("pictures_box.js"),
+            server_functions=[make_keeper(state), make_looker(state)],
+            apply_default_css=False,
             elem_id=elem_id,
             label=label,
             question=question,
             draws=draws,
+            words=PREPOSITIONS,
+            widths={shape: constant for shape, (_, _, constant) in WIDTHS.items()},
+            colors=list(COLOURS),
+            anchor=_anchor(state),
+            max_bytes=settings.max_body_bytes - ROOM_FOR_FORM,
+            max_images=max_images or settings.max_images,
+            max_regions=settings.max_regions,
         )
 
     def value(self, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
@@ -101,19 +117,15 @@ class PicturesBox:
         ]
 
 
-def _keeper(state: State) -> Callable[[Any], Any]:
-    """What the component calls with a picture that somebody chose."""
-
-    async def keep(upload: Any) -> dict[str, Any]:
-        name, data = upload.files[0]
-        try:
-            await state.pictures.check(data, name)
-            return {"file": state.files.add(StoredFile(data, name, "vision")).id, "name": name}
-        except ApiError as error:
-            return {"error": error.message}
-
-    return keep
-
-
 def _fields(region: RegionBody) -> dict[str, Any]:
     return region.model_dump(exclude_unset=True)
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _anchor(state: State) -> int:
+    """The side that the first model sees pictures at, which widths of lines depend on."""
+    processors = [model.processor for model in state.models.by_name.values() if model.processor is not None]
+    return processors[0].image_settings.anchor if processors else 336
