@@ -27,7 +27,7 @@ from sightbridge.serving.scores_api import scores_routes
 from sightbridge.serving.served import ServedModel, ServedModels
 from sightbridge.serving.state import State
 
-REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
 class ErrorFields(BaseModel):
@@ -62,7 +62,7 @@ def make_state(
 
 
 def make_app(state: State) -> FastAPI:
-    """The application. Other origins' pages get nothing (no CORS), and there is no page with parts from elsewhere."""
+    """The application, with the web page if the state says so. Other origins' pages get nothing (no CORS)."""
     app = FastAPI(
         title="sightbridge",
         version=sightbridge.__version__,
@@ -76,6 +76,10 @@ def make_app(state: State) -> FastAPI:
     app.include_router(_other_routes(state))
     for kind in (ApiError, SightbridgeError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
+    if state.shows_page:
+        from sightbridge.serving.web.page import mount_page
+
+        mount_page(app, state)
     app.add_middleware(Gate, state=state)
     app.add_middleware(AccessLog, state=state)
     return app

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import time
 
 from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightbridge.serving.api_error import ApiError
 from sightbridge.serving.state import State
+from sightbridge.serving.web.access import LOGIN, PREFIX, has_login, is_page, is_stream
 
 OPEN_PATHS = ("/healthz",)
 """What needs no key, and is answered however much there is to do."""
@@ -20,6 +21,8 @@ BODIES = {
     "/score": "application/json",
     "/features": "application/json",
     "/v1/files": "multipart/form-data",
+    LOGIN: "application/x-www-form-urlencoded",
+    f"{PREFIX}/gradio_api/queue/join": "application/json",
 }
 """What is posted where."""
 
@@ -45,19 +48,19 @@ class Gate:
             self._check(scope, headers)
         except ApiError as error:
             await self._discard(receive)
-            await error.response()(scope, receive, send)
+            asks_page = state.shows_page and scope["path"] in ("/", PREFIX, f"{PREFIX}/")
+            response = RedirectResponse(LOGIN, 303) if asks_page and error.status == 401 else error.response()
+            await response(scope, receive, send)
             return
-        state.in_flight += 1
-        state.metrics.in_flight.set(state.in_flight)
-        try:
-            body = await self._read(headers, receive)
-            await self.app(scope, _Replay(body, receive), send)
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-        finally:
-            state.in_flight -= 1
-            state.last_end = time.monotonic()
-            state.metrics.in_flight.set(state.in_flight)
+        if is_stream(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        with state.handling():
+            try:
+                body = await self._read(headers, receive)
+                await self.app(scope, _Replay(body, receive), send)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Everything that is known before the body is read."""
@@ -67,7 +70,7 @@ class Gate:
             raise ApiError(
                 400, f"Requests for the host '{host[:100]}' are not answered; --allow-host names others.", code="host"
             )
-        if state.api_key is not None and not _has_key(headers.get("authorization", ""), state.api_key):
+        if state.api_key is not None and not _may_ask(scope, headers, state.api_key):
             raise ApiError(401, "Send the server's key in a header: Authorization: Bearer KEY.", code="invalid_api_key")
         if state.draining:
             raise ApiError(503, "This server is about to end; ask another one, or later.", retry_after=5)
@@ -126,6 +129,12 @@ class _Replay:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         return await self._receive()
+
+
+def _may_ask(scope: Scope, headers: Headers, key: str) -> bool:
+    """Whether a request brings the key, or, if it is the page's, a login by it. To log in needs none."""
+    path = scope["path"]
+    return path == LOGIN or _has_key(headers.get("authorization", ""), key) or (is_page(path) and has_login(scope, key))
 
 
 def _has_key(header: str, key: str) -> bool:

@@ -64,7 +64,7 @@ class _Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            lifespan="off",
+            lifespan="on",
             timeout_graceful_shutdown=2,
         )
         super().__init__(config)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sightbridge.config.serving import ServingSettings
 from sightbridge.serving.files import Files
@@ -18,6 +19,7 @@ from sightbridge.serving.served import ServedModels
 class State:
     """Models, settings, and what goes on just now.
 
+    ``shows_page``: the application has the web page; what people think of answers there is written to ``votes``.
     ``draining``: no new request is taken, those that are being answered are finished. ``in_flight`` counts these; the
     last one ended at ``last_end``, by the monotonic clock.
     """
@@ -28,6 +30,8 @@ class State:
     pictures: Pictures
     metrics: Metrics
     api_key: str | None = None
+    shows_page: bool = False
+    votes: Path | None = None
     draining: bool = False
     in_flight: int = 0
     last_end: float = 0.0

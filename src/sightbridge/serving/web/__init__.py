@@ -1,1 +1,1 @@
-"""The web page (extra ``[web]``): chat about pictures that can be drawn on, two models side by side, scores."""
+"""The page of ``sightbridge serve``: a chat about pictures, two models side by side, drawing, scores (extra ``[web]``)."""

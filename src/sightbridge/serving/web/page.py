@@ -1,0 +1,96 @@
+"""The web page: a gradio application on the same server, for nobody else, that asks nothing from anywhere else."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from sightbridge.serving.state import State
+from sightbridge.serving.web.access import PREFIX, PageGuard, login_routes
+
+SESSIONS = 1000
+"""Open pages that are remembered; the ones that were used longest ago are forgotten first."""
+FILE_SECONDS = 3600
+"""So long a file that the page offered to download is kept."""
+
+
+def mount_page(app: FastAPI, state: State) -> None:
+    """Put the page under ``PREFIX``, its login beside it, and a redirect at ``/``. Needs gradio.
+
+    Files that gradio writes go into a folder of this process alone, which ends with it.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="sightbridge-page-")
+    os.environ["GRADIO_EXAMPLES_CACHE"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    import gradio as gr
+
+    app.include_router(login_routes(state.api_key))
+    blocks = make_blocks(state)
+    blocks.state_session_capacity = SESSIONS
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        PREFIX,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=state.settings.max_image_bytes,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        theme=make_theme(),
+        css_paths=[Path(__file__).parent / "page.css"],
+    )
+    app.add_middleware(PageGuard)
+
+
+def make_blocks(state: State):
+    """All of the page."""
+    import gradio as gr
+
+    from sightbridge.serving.web.chat_tab import ChatTab
+    from sightbridge.serving.web.score_tab import score_tab
+
+    with gr.Blocks(
+        title="sightbridge", analytics_enabled=False, fill_width=True, delete_cache=(FILE_SECONDS // 4, FILE_SECONDS)
+    ) as blocks:
+        gr.HTML("<h1>sightbridge</h1><p>Ask about pictures. Nothing leaves this server.</p>", elem_id="title")
+        with gr.Tabs():
+            if any(model.engine for model in state.models.by_name.values()):
+                with gr.Tab("Chat"):
+                    chat = ChatTab(state)
+                blocks.load(
+                    chat.choose_by_address,
+                    None,
+                    chat.model,
+                    show_progress="hidden",
+                    concurrency_limit=None,
+                    api_visibility="private",
+                )
+                blocks.unload(chat.leave)
+            with gr.Tab("Scores"):
+                score_tab(state)
+    blocks.queue(default_concurrency_limit=None, api_open=False, max_size=state.settings.max_in_flight)
+    return blocks
+
+
+def make_theme():
+    """Calm colours, and fonts that every system has."""
+    import gradio as gr
+
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    return gr.themes.Default(
+        primary_hue=gr.themes.colors.blue,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        font=fonts,
+        font_mono=("ui-monospace", "Menlo", "monospace"),
+    )
