@@ -1,1 +1,1 @@
-"""The page of ``sightbridge serve``: a chat about pictures, two models side by side, drawing, scores (extra ``[web]``)."""
+"""The page of ``sightbridge serve``: a chat about pictures, two models side by side, drawing, scores."""

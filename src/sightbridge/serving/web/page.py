@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -67,14 +68,8 @@ def make_blocks(state: State):
             if any(model.engine for model in state.models.by_name.values()):
                 with gr.Tab("Chat"):
                     chat = ChatTab(state)
-                blocks.load(
-                    chat.choose_by_address,
-                    None,
-                    chat.model,
-                    show_progress="hidden",
-                    concurrency_limit=None,
-                    api_visibility="private",
-                )
+                quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+                blocks.load(chat.choose_by_address, None, chat.model, **quiet, api_visibility="private")
                 blocks.unload(chat.leave)
             with gr.Tab("Scores"):
                 score_tab(state)

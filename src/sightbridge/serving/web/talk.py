@@ -107,9 +107,7 @@ class Exchange:
             "answer": answer.text,
             "error": answer.error or None,
             "finish_reason": done.reason if done else None,
-            "timing": {"seconds": done.seconds, "waited": done.waited, "first_token": done.first_token}
-            if done
-            else None,
+            "timing": timing,
             "tokens": done.completion_tokens if done else None,
         }
 

@@ -38,7 +38,7 @@ class Votes:
 
     def add(self, kind: str, talk: Talk, question: int, sides: list[int], client: str | None) -> dict[str, Any]:
         """Write down a vote of this ``kind`` on a question of a talk, up to which the conversation is kept."""
-        asked = talk.exchanges[question]
+        asked, said = talk.exchanges[question], talk.exchanges[: question + 1]
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "tstamp": round(time.time(), 3),
@@ -47,9 +47,7 @@ class Votes:
             "question": question,
             "settings": asked.settings,
             "client": client,
-            "conversation": [
-                [exchange.describe(side) for exchange in talk.exchanges[: question + 1]] for side in sides
-            ],
+            "conversation": [[exchange.describe(side) for exchange in said] for side in sides],
         }
         file = self._open()
         try:
