@@ -21,6 +21,10 @@ from sightbridge.evaluation.agreement import (
     pairwise_accuracy_without_ties,
     pearson,
     roc_auc,
+    weighted_pairwise_accuracy,
+    weighted_pearson,
+    weighted_roc_auc,
+    weighted_tau_b,
 )
 from sightbridge.evaluation.metrics import Row, two_by_two
 
@@ -131,3 +135,32 @@ def test_nothing_to_compare() -> None:
     tied = ([1, 1, 2], [3, 3, 4])
     assert pairwise_accuracy_without_ties(*tied) == pytest.approx(2 / 3)
     assert pairwise_accuracy_without_ties(*tied, compat=False) == 1.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 3)), min_size=2, max_size=20),
+    st.integers(0, 2),
+)
+def test_items_that_are_taken_several_times_count_so_often(items: list[tuple[int, int, int]], epsilon: int) -> None:
+    given_, scores, taken = (list(column) for column in zip(*items, strict=True))
+    weights = np.array([taken, [1] * len(items)], dtype=float)
+    repeated = [n for n, times in enumerate(taken) for _ in range(times)]
+    pairs = [(a, b) for a, b in combinations(repeated, 2) if a != b]
+    signs = [(np.sign(given_[a] - given_[b]), np.sign(scores[a] - scores[b])) for a, b in pairs]
+    spread = math.sqrt(sum(x != 0 for x, _ in signs) * sum(y != 0 for _, y in signs))
+    tau = sum(x * y for x, y in signs) / spread if spread else math.nan
+    assert weighted_tau_b(given_, scores, weights) == pytest.approx([tau, kendall_tau_b(given_, scores)], nan_ok=True)
+    right = [
+        given_[a] == given_[b] if abs(scores[a] - scores[b]) <= epsilon else x == y
+        for (a, b), (x, y) in zip(pairs, signs, strict=True)
+    ]
+    found = weighted_pairwise_accuracy(given_, scores, epsilon, weights)
+    assert found[0] == pytest.approx(sum(right) / len(right) if right else math.nan, nan_ok=True)
+    best, best_epsilon = pairwise_accuracy(given_, scores)
+    assert weighted_pairwise_accuracy(given_, scores, best_epsilon, weights)[1] == pytest.approx(best)
+    if sum(taken) > 1:
+        labels = [grade > 1 for grade in given_]
+        again = [labels[n] for n in repeated], [scores[n] for n in repeated]
+        assert weighted_roc_auc(labels, scores, weights)[0] == pytest.approx(roc_auc(*again), nan_ok=True)
+        people = [float(given_[n]) for n in repeated], [float(scores[n]) for n in repeated]
+        assert weighted_pearson(given_, scores, weights)[0] == pytest.approx(pearson(*people), nan_ok=True, abs=1e-9)

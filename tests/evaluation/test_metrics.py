@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import time
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightbridge.evaluation.metrics import CLEANERS, METRICS, Row, measure, preferred, recall, relaxed, two_by_two
+from sightbridge.evaluation.metrics import CLEANERS, METRICS, Row, measure, preferred, relaxed, two_by_two
 
 
 def answered(*pairs: tuple[str, str]) -> list[Row]:
@@ -47,7 +51,7 @@ def test_recall_counts_pictures_one_way_and_captions_the_other() -> None:
         Row("0", meta={"text_rank": 0, "image_ranks": [0, 7]}),
         Row("1", meta={"text_rank": 4, "image_ranks": [2]}),
     ]
-    values = {name: sum(found) / len(found) for name, found in recall(rows).items()}
+    values = {name.removeprefix("recall/"): found.value for name, found in measure("recall", rows).items()}
     third = 1 / 3
     assert values == pytest.approx(
         {"text_r1": 0.5, "text_r5": 1, "text_r10": 1, "image_r1": third, "image_r5": 2 * third, "image_r10": 1}
@@ -78,6 +82,60 @@ def test_pope_reads_answers_by_its_own_rule() -> None:
 
 def test_every_metric_measures_in_one_way() -> None:
     assert all((metric.rows is None) != (metric.whole is None) for metric in METRICS.values())
+
+
+WORDS = ["a", "the", "red", "dog", "cat", "sits", "on", "table", "street", "bus", "road"]
+
+
+def drawn_rows(kind: str, count: int = 40) -> list[Row]:
+    rng = random.Random(0)
+
+    def row(n: int) -> Row:
+        rating, label = rng.choice([1.0, 2.0, 3.0]), rng.random() < 0.4
+        if kind == "rated":
+            return Row(str(n), meta={"rating": rating, "label": int(label)}, scores=((rating + rng.gauss(0, 1.5),),))
+        if kind == "ranked":
+            return Row(
+                str(n), meta={"text_rank": rng.randrange(15), "image_ranks": rng.choices(range(15), k=n % 4 + 1)}
+            )
+        truth = rng.choices(WORDS, k=8)
+        said = [word if rng.random() < 0.8 else rng.choice(WORDS) for word in truth]
+        return Row(str(n), " ".join(said), (" ".join(truth),), meta={"objects": ["dog", "bus"]})
+
+    return [row(n) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("bleu_1", "caption"), ("bleu_4", "caption"), ("rouge_l", "caption"), ("chair", "caption")),
+        *(("recall", "ranked"), ("pearson", "rated"), ("kendall", "rated"), ("auc", "rated")),
+    ],
+)
+def test_draws_are_measured_as_rows_that_are_really_drawn(name: str, kind: str) -> None:
+    rows = drawn_rows(kind)
+    places = np.random.default_rng(1).integers(len(rows), size=(5, len(rows)))
+    weights = np.stack([np.bincount(own, minlength=len(rows)) for own in places]).astype(float)
+    whole = METRICS[name].whole
+    assert whole is not None
+    drawn = whole(rows)(weights)
+    for draw, own in enumerate(places):
+        by_hand = measure(name, [rows[place] for place in own], intervals=False)
+        found = {f"{name}/{which}" if which else name: values[draw] for which, values in drawn.items()}
+        assert found == pytest.approx({which: value.value for which, value in by_hand.items()}, abs=1e-9)
+    for value in measure(name, rows).values():
+        assert value.low is not None and value.high is not None and value.low < value.value < value.high
+
+
+def test_intervals_of_many_rows_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    people = rng.integers(3, 16, 10_000) / 3
+    pairs = zip(people, people + rng.normal(scale=2, size=len(people)), strict=True)
+    rows = [Row(str(n), meta={"rating": rating}, scores=((score,),)) for n, (rating, score) in enumerate(pairs)]
+    start = time.process_time()
+    value = measure("kendall", rows)["kendall"]
+    assert time.process_time() - start < 30, "every draw by itself would take minutes"
+    assert value.low is not None and value.high is not None and 0.01 < value.high - value.low < 0.03
 
 
 def test_intervals_of_measures_of_all_rows_together() -> None:

@@ -14,6 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sightbridge.evaluation.bootstrap import share
+
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -26,6 +28,8 @@ BUCKETS = (1 << 16, 1 << 20, 1 << 22)
 """Into how many intervals gaps between scores are sorted, more if fewer leave too many pairs undecided."""
 MAX_SORTED = 4_000_000
 """Pairs that are sorted exactly, at the end."""
+ROUNDING = 1e-12
+"""Of a mean of squares; a variance below it is none."""
 
 
 @dataclass(frozen=True)
@@ -115,16 +119,80 @@ def roc_auc(labels: Sequence[bool] | ArrayLike, scores: ArrayLike) -> float:
 
     Mann and Whitney's U (1947) over the number of pairs. ``nan`` if all are true or none is.
     """
+    return float(weighted_roc_auc(labels, scores, np.ones((1, len(np.asarray(scores)))))[0])
+
+
+def weighted_roc_auc(labels: Sequence[bool] | ArrayLike, scores: ArrayLike, weights: Floats) -> Floats:
+    """``roc_auc`` (D,) of items that are taken (D, items) times."""
     truth, values = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=np.float64)
     assert truth.shape == values.shape and truth.ndim == 1, "a label for every score"
-    positives = int(truth.sum())
-    negatives = len(truth) - positives
-    if not positives or not negatives:
-        return math.nan
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    middle_ranks = np.cumsum(counts) - (counts - 1) / 2
-    u = middle_ranks[place][truth].sum() - positives * (positives + 1) / 2
-    return float(u) / (positives * negatives)
+    order, starts = _runs(values)
+    true, false = (np.add.reduceat((weights * chosen)[:, order], starts, axis=1) for chosen in (truth, ~truth))
+    below = np.cumsum(false, axis=1) - false
+    u = (true * (below + false / 2)).sum(axis=1)
+    return share(u, true.sum(axis=1) * false.sum(axis=1), math.nan)
+
+
+def weighted_pearson(people: ArrayLike, scores: ArrayLike, weights: Floats) -> Floats:
+    """``pearson`` (D,) of items that are taken (D, items) times."""
+    x, y = (values - values.mean() for values in _as_items(people, scores))
+    sums = weights @ np.stack([x, y, x * x, y * y, x * y], axis=1) / weights.sum(axis=1, keepdims=True)
+    mean_x, mean_y, square_x, square_y, product = sums.T
+    spreads = [square - mean**2 for square, mean in ((square_x, mean_x), (square_y, mean_y))]
+    # a draw of one item alone has a spread of rounding errors
+    apart = (spreads[0] > ROUNDING * square_x) & (spreads[1] > ROUNDING * square_y)
+    return share(product - mean_x * mean_y, np.sqrt(np.where(apart, spreads[0] * spreads[1], 0)), math.nan)
+
+
+def weighted_tau_b(people: ArrayLike, scores: ArrayLike, weights: Floats) -> Floats:
+    """``kendall_tau_b`` (D,) of items that are taken (D, items) times; two of one item are no pair."""
+    given, scored = _as_items(people, scores)
+
+    def order(gaps: Floats, steps: Ints) -> Floats:
+        return np.sign(gaps) * np.sign(steps)
+
+    pairs, tied_by_people, tied_by_scores = (_weighted_ties(key, weights) for key in (given * 0, given, scored))
+    spread = np.sqrt((pairs - tied_by_people) * (pairs - tied_by_scores))
+    return share(_sum_over_pairs(given, scored, order, weights), spread, math.nan)
+
+
+def weighted_pairwise_accuracy(people: ArrayLike, scores: ArrayLike, epsilon: float, weights: Floats) -> Floats:
+    """``pairwise_accuracy`` (D,) with a given epsilon of items that are taken (D, items) times; two of one item are no
+    pair."""
+    given, scored = _as_items(people, scores)
+
+    def right(gaps: Floats, steps: Ints) -> Floats:
+        return np.where(gaps > epsilon, steps > 0, steps == 0)
+
+    return share(_sum_over_pairs(given, scored, right, weights), _weighted_ties(given * 0, weights), math.nan)
+
+
+def _sum_over_pairs(given: Floats, scored: Floats, value: Callable[[Floats, Ints], Floats], weights: Floats) -> Floats:
+    """Sum over all pairs, (D,), of the value of the gap between their scores, none below 0, and of the step from one
+    grade to the other, by how often both are taken."""
+    order = np.argsort(scored, kind="stable")
+    scored, grades = scored[order], np.unique(given, return_inverse=True)[1][order].astype(np.int32)
+    taken = np.ascontiguousarray(weights[:, order].T, dtype=np.float32)  # sums of a row stay exact below 2**24
+    total = np.zeros(len(weights))
+    for start in range(0, len(scored), BLOCK):
+        stop = min(start + BLOCK, len(scored))
+        values = value(scored[None, start:] - scored[start:stop, None], grades[None, start:] - grades[start:stop, None])
+        behind = np.triu(values.astype(np.float32), k=1) @ taken[start:]
+        total += (behind * taken[start:stop]).sum(axis=0, dtype=np.float64)
+    return total
+
+
+def _weighted_ties(key: Floats, weights: Floats) -> Floats:
+    """Pairs of different items with one key, (D,), of items that are taken (D, items) times."""
+    order, starts = _runs(key)
+    sums, squares = (np.add.reduceat(taken[:, order], starts, axis=1) for taken in (weights, weights**2))
+    return (sums**2 - squares).sum(axis=1) / 2
+
+
+def _runs(values: Floats) -> tuple[Ints, Ints]:
+    """The order of values, and where in it a new one begins."""
+    order = np.argsort(values, kind="stable")
+    return order, np.flatnonzero(np.append(True, np.diff(values[order]) > 0))
 
 
 def _tau_b(given: Floats, scored: Floats) -> float:

@@ -59,9 +59,9 @@ def _measure(rows: Sequence[Row], parts: dict[str, list[int]], settings: Evaluat
     """Every metric of all answers, and of each part of them."""
     values = {}
     for metric in settings.metrics:
-        values |= {name: found.value for name, found in measure(metric, rows).items()}
+        values |= {name: found.value for name, found in measure(metric, rows, intervals=False).items()}
         for part, places in parts.items():
-            own = measure(metric, [rows[place] for place in places])
+            own = measure(metric, [rows[place] for place in places], intervals=False)
             values |= {f"{name}/{part}": found.value for name, found in own.items()}
     return values
 
@@ -111,7 +111,7 @@ def measure_tasks(
         ]
         rows = [to_row(line, cleaner(task.settings)) for line in lines if line["truths"]]
         for metric in task.settings.metrics:
-            for name, found in measure(metric, rows).items():
+            for name, found in measure(metric, rows, intervals=False).items():
                 by_task[f"{task.name}/{name}"].append(found.value)
                 if work.part.name:
                     values[f"{work.part.label}/{name}"] = found.value

@@ -10,6 +10,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
+from sightbridge.evaluation.bootstrap import Floats
+
 Ngrams = Counter[tuple[str, ...]]
 
 MAX_N = 4
@@ -52,34 +56,49 @@ def cider_of_each(candidates: Sequence[str], references: Sequence[Sequence[str]]
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], n: int = MAX_N) -> float:
     """BLEU-n over all pictures together (0 to 1), with the reference closest in length for the brevity penalty."""
+    return float(bleu_of_counts(bleu_counts(candidates, references).sum(axis=0), n))
+
+
+def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+    """What BLEU sums over pictures, (pictures, 10): n-grams of each length that are in a reference, n-grams of each
+    length, words, and words of the reference that is closest in length."""
     _check(candidates, references)
-    matched, guessed = [0] * n, [0] * n
-    length = reference_length = 0
-    for candidate, texts in zip(candidates, references, strict=True):
-        own, known = _ngrams(candidate), [_ngrams(text) for text in texts]
+    counts = np.zeros((len(candidates), 2 * MAX_N + 2))
+    for row, candidate, texts in zip(counts, candidates, references, strict=True):
         highest = Counter[tuple[str, ...]]()
-        for ngrams in known:
-            highest |= ngrams
-        for ngram, count in own.items():
-            if len(ngram) <= n:
-                guessed[len(ngram) - 1] += count
-                matched[len(ngram) - 1] += min(count, highest[ngram])
+        for text in texts:
+            highest |= _ngrams(text)
+        for ngram, count in _ngrams(candidate).items():
+            row[len(ngram) - 1] += min(count, highest[ngram])
+            row[MAX_N + len(ngram) - 1] += count
         words = len(candidate.split())
-        length += words
-        reference_length += min((abs(len(text.split()) - words), len(text.split())) for text in texts)[1]
-    if not all(matched):
-        return 0.0
-    precision = math.exp(sum(math.log(m / g) for m, g in zip(matched, guessed, strict=True)) / n)
-    return precision * min(1.0, math.exp(1 - reference_length / length))
+        row[-2:] = words, min((abs(len(text.split()) - words), len(text.split())) for text in texts)[1]
+    return counts
+
+
+def bleu_of_counts(sums: Floats, n: int = MAX_N) -> Floats:
+    """BLEU-n of sums (..., 10) of ``bleu_counts``; 0 where n-grams of some length are in no reference."""
+    matched, guessed = sums[..., :n], sums[..., MAX_N : MAX_N + n]
+    words, reference_words = sums[..., -2], sums[..., -1]
+    found = (matched > 0).all(axis=-1)
+    shares = np.divide(matched, guessed, out=np.ones(matched.shape), where=found[..., None])
+    ratio = np.divide(reference_words, words, out=np.ones(words.shape), where=found)
+    return found * np.exp(np.log(shares).mean(axis=-1)) * np.minimum(1.0, np.exp(1 - ratio))
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L, averaged over pictures (0 to 1): by the longest words in common order, best precision and best recall.
+    """ROUGE-L (0 to 1), the mean of ``rouge_l_of_each``."""
+    scores = rouge_l_of_each(candidates, references)
+    return sum(scores) / len(scores)
+
+
+def rouge_l_of_each(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L of every picture (0 to 1): by the longest words in common order, best precision and best recall.
 
     Best over references each for itself, as in the COCO toolkit.
     """
     _check(candidates, references)
-    return sum(map(_rouge_l, candidates, references)) / len(candidates)
+    return list(map(_rouge_l, candidates, references))
 
 
 def _rouge_l(candidate: str, references: Sequence[str]) -> float:

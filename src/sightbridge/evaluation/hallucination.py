@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from sightbridge.errors import DataError
+from sightbridge.evaluation.bootstrap import Floats, share
 from sightbridge.evaluation.tokenize import ptb_tokens
 
 DOUBLE_WORDS = """
@@ -146,11 +149,25 @@ class Chair:
 
 def chair(captions: Sequence[str], objects: Sequence[Collection[str]], finder: ObjectFinder) -> Chair:
     """Measure captions by the classes of objects that each picture has; what captions do not mention does not count."""
+    found = chair_of_counts(chair_counts(captions, objects, finder).sum(axis=0))
+    return Chair(float(found["s"]), float(found["i"]))
+
+
+def chair_counts(captions: Sequence[str], objects: Sequence[Collection[str]], finder: ObjectFinder) -> Floats:
+    """What CHAIR sums over captions, (captions, 4): whether one mentions what is not there, such mentions, all, 1."""
     assert captions and len(captions) == len(objects), "a set of objects for every caption"
-    found = [finder.find(caption) for caption in captions]
-    wrong = [[name for name in names if name not in there] for names, there in zip(found, objects, strict=True)]
-    mentions = sum(map(len, found))
-    return Chair(sum(map(bool, wrong)) / len(captions), sum(map(len, wrong)) / mentions if mentions else 0.0)
+    rows = []
+    for caption, there in zip(captions, objects, strict=True):
+        mentioned = finder.find(caption)
+        wrong = sum(name not in there for name in mentioned)
+        rows.append((wrong > 0, wrong, len(mentioned), 1))
+    return np.array(rows, dtype=np.float64)
+
+
+def chair_of_counts(sums: Floats) -> dict[str, Floats]:
+    """``s`` and ``i`` of sums (..., 4) of ``chair_counts``; without mentions ``i`` is 0."""
+    captions_wrong, wrong, mentions, captions = np.moveaxis(sums, -1, 0)
+    return {"s": captions_wrong / captions, "i": share(wrong, mentions)}
 
 
 def yes_or_no(answer: str, *, compat: bool = True) -> str:
@@ -180,16 +197,27 @@ def pope(said: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
         ``accuracy``, ``precision``, ``recall``, ``f1`` and ``yes_ratio``, the share of answers that say yes. Precision,
         recall and F1 are 0 where nothing was found.
     """
+    return {name: float(value) for name, value in pope_of_counts(pope_counts(said, truths).sum(axis=0)).items()}
+
+
+def pope_counts(said: Sequence[str], truths: Sequence[str]) -> Floats:
+    """What POPE sums over answers, (answers, 5): whether one is right, finds what is there, says yes, should, 1."""
     assert said and len(said) == len(truths) and set(truths) <= {"yes", "no"}, "an answer for every yes and no"
-    pairs = list(zip(said, truths, strict=True))
-    hits = sum(pair == ("yes", "yes") for pair in pairs)
-    answered_yes, is_yes = said.count("yes"), truths.count("yes")
-    precision = hits / answered_yes if answered_yes else 0.0
-    recall = hits / is_yes if is_yes else 0.0
+    rows = [
+        (one == true, one == true == "yes", one == "yes", true == "yes", 1)
+        for one, true in zip(said, truths, strict=True)
+    ]
+    return np.array(rows, dtype=np.float64)
+
+
+def pope_of_counts(sums: Floats) -> dict[str, Floats]:
+    """The five numbers of sums (..., 5) of ``pope_counts``."""
+    right, hits, answered_yes, is_yes, count = np.moveaxis(sums, -1, 0)
+    precision, recall = share(hits, answered_yes), share(hits, is_yes)
     return {
-        "accuracy": sum(one == other for one, other in pairs) / len(pairs),
+        "accuracy": right / count,
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
-        "yes_ratio": answered_yes / len(pairs),
+        "f1": share(2 * precision * recall, precision + recall),
+        "yes_ratio": answered_yes / count,
     }

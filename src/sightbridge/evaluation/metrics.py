@@ -8,26 +8,40 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sightbridge.config.task import TaskSettings
 from sightbridge.errors import SettingsError, nearest
-from sightbridge.evaluation.agreement import kendall_tau_b, pairwise_accuracy, pearson, roc_auc
-from sightbridge.evaluation.captions import bleu, cider_of_each, rouge_l
-from sightbridge.evaluation.hallucination import ObjectFinder, chair, pope, read_objects, yes_or_no
+from sightbridge.evaluation.agreement import (
+    pairwise_accuracy,
+    weighted_pairwise_accuracy,
+    weighted_pearson,
+    weighted_roc_auc,
+    weighted_tau_b,
+)
+from sightbridge.evaluation.bootstrap import RESAMPLES, Floats, Value, Weighted, estimate, of_mean, of_sums, share
+from sightbridge.evaluation.captions import MAX_N, bleu_counts, bleu_of_counts, cider_of_each, rouge_l_of_each
+from sightbridge.evaluation.hallucination import (
+    ObjectFinder,
+    chair_counts,
+    chair_of_counts,
+    pope_counts,
+    pope_of_counts,
+    read_objects,
+    yes_or_no,
+)
 from sightbridge.evaluation.meteor import check_meteor, meteor
 from sightbridge.evaluation.tokenize import caption_tokens
 from sightbridge.evaluation.vqa import normalise, soft_accuracy, vqa_accuracy
 
-RESAMPLES = 1000
-"""Draws of a bootstrap (Efron, 1979); its interval holds the middle ``CONFIDENCE`` of them."""
-CONFIDENCE = 0.95
-DRAWS = 200
-"""Draws where all rows are measured again for each."""
-BLOCK = 2**22
-"""Values that are drawn at one time."""
+T = TypeVar("T")
+
+FIRST = (1, 5, 10)
+"""How many of a ranking recall looks at."""
+FEW = 200
+"""Draws of a measure that takes long: of pairs of rows, or in a program of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +57,6 @@ class Row:
     language: str = "en"
     meta: dict[str, Any] = field(default_factory=dict)
     scores: tuple[tuple[float, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Value:
-    """A measured value, and the interval that repeated drawing of the records puts it in; ``None`` where that is left
-    out because the measure is no mean over rows and slow."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,63 +100,37 @@ RANKS = Needs("ranks of retrieval", lambda row: "text_rank" in row.meta)
 @dataclass(frozen=True)
 class Metric:
     """``rows``: values that are averaged, usually one for every row. ``whole``: values of all rows together, such as
-    precision and recall. Both by name, which is "" where there is one alone.
+    precision and recall, by how often each is taken. Both by name, which is "" where there is one alone.
 
-    ``percent``: whether the values are shares, shown in percent. ``needs``: what it is a measure of. ``draws``: how
-    often the whole is measured again of rows drawn anew, for its interval; 0 where that takes too long.
+    ``percent``: whether the values are shares, shown in percent. ``needs``: what it is a measure of. ``draws``: of the
+    rows, for the intervals.
     """
 
     what: str
     rows: Callable[[Sequence[Row]], Mapping[str, Sequence[float]]] | None = None
-    whole: Callable[[Sequence[Row]], dict[str, float]] | None = None
+    whole: Callable[[Sequence[Row]], Weighted] | None = None
     percent: bool = True
     needs: Needs = ANSWERS
-    draws: int = 0
+    draws: int = RESAMPLES
 
 
-def measure(name: str, rows: Sequence[Row]) -> dict[str, Value]:
+def measure(name: str, rows: Sequence[Row], *, intervals: bool = True) -> dict[str, Value]:
     """Measure rows by the metric called ``name``; a metric of several values names each ``name/which``.
 
-    The interval is a percentile bootstrap over rows, its draws the same every time. Raises ``SettingsError`` for rows
-    that it is no measure of.
+    The interval is a percentile bootstrap over rows, its draws the same every time. Of too few rows, or of one kind
+    alone, many a measure says nothing, and is left out. Raises ``SettingsError`` for rows that it is no measure of.
     """
     check_rows(name, rows)
     metric = METRICS[name]
+    draws = metric.draws if intervals else 0
     if metric.rows is not None:
-        found = {which: _mean(values) for which, values in metric.rows(rows).items()}
+        found = {
+            which: estimate(of_mean(values), len(values), draws)[""] for which, values in metric.rows(rows).items()
+        }
     else:
         assert metric.whole is not None, "a metric measures rows or the whole"
-        # of too few rows, or of one kind alone, many a measure says nothing
-        found = {which: value for which, value in _whole(metric, rows).items() if not math.isnan(value.value)}
+        found = estimate(metric.whole(rows), len(rows), draws)
     return {f"{name}/{which}" if which else name: value for which, value in found.items()}
-
-
-def _whole(metric: Metric, rows: Sequence[Row]) -> dict[str, Value]:
-    assert metric.whole is not None, "it measures rows together"
-    values, rng = metric.whole(rows), np.random.default_rng(0)
-    drawn = [
-        metric.whole([rows[place] for place in rng.integers(len(rows), size=len(rows))]) for _ in range(metric.draws)
-    ]
-    found = {}
-    for name, value in values.items():
-        again = [one[name] for one in drawn if not math.isnan(one.get(name, math.nan))]
-        found[name] = Value(value, *_interval(again)) if again else Value(value)
-    return found
-
-
-def _interval(draws: Any) -> tuple[float, float]:
-    margin = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws, [margin, 100 - margin])
-    return float(low), float(high)
-
-
-def _mean(given: Sequence[float]) -> Value:
-    values, rng = np.asarray(given, dtype=float), np.random.default_rng(0)
-    count = len(values)
-    at_once = max(1, BLOCK // count)
-    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
-    draws = np.concatenate([values[rng.integers(count, size=(size, count))].mean(axis=1) for size in sizes])
-    return Value(float(values.mean()), *_interval(draws))
 
 
 def check_rows(name: str, rows: Iterable[Row]) -> None:
@@ -214,35 +192,50 @@ def preferred(rows: Sequence[Row]) -> dict[str, list[float]]:
     return {"": [float((row.scores[0][0] < row.scores[1][0]) == row.meta["label"]) for row in rows]}
 
 
-def recall(rows: Sequence[Row]) -> dict[str, list[float]]:
+def recall(rows: Sequence[Row]) -> Weighted:
     """Recall at 1, 5 and 10: of pictures, whether one of their captions is among the first, and of captions, whether
-    their picture is."""
-    texts = [row.meta["text_rank"] for row in rows]
-    images = [rank for row in rows for rank in row.meta["image_ranks"]]
-    return {
-        f"{name}_r{k}": [float(rank < k) for rank in ranks]
-        for name, ranks in (("text", texts), ("image", images))
-        for k in (1, 5, 10)
-    }
+    their picture is. A picture is drawn together with its captions."""
+    names = [f"{name}_r{k}" for name in ("text", "image") for k in FIRST]
+    table = []
+    for row in rows:
+        text, images = row.meta["text_rank"], row.meta["image_ranks"]
+        hits = [text < k for k in FIRST] + [sum(rank < k for rank in images) for k in FIRST]
+        table.append([*hits, 1, len(images)])
+
+    def shares(sums: Floats) -> dict[str, Floats]:
+        counts = np.repeat(sums[:, -2:], len(FIRST), axis=1)
+        return dict(zip(names, share(sums[:, :-2], counts, math.nan).T, strict=True))
+
+    return of_sums(table, shares)
 
 
-def rated(agreement: Callable[[Sequence[float], Sequence[float]], float]) -> Callable[..., dict[str, float]]:
+def rated(agreement: Callable[[Floats, Floats], Callable[[Floats], Floats]]) -> Callable[[Sequence[Row]], Weighted]:
     """A measure of rows from the agreement of people's ratings with scores, of one picture and one text each.
 
     One row alone agrees with nothing.
     """
 
-    def measure_agreement(rows: Sequence[Row]) -> dict[str, float]:
+    def measure_agreement(rows: Sequence[Row]) -> Weighted:
         if len(rows) < 2:
-            return {}
-        return {"": agreement([row.meta["rating"] for row in rows], [row.scores[0][0] for row in rows])}
+            return lambda weights: {}
+        measured = agreement(
+            np.array([row.meta["rating"] for row in rows], dtype=np.float64),
+            np.array([row.scores[0][0] for row in rows]),
+        )
+        return lambda weights: {"": measured(weights)}
 
     return measure_agreement
 
 
-def area(rows: Sequence[Row]) -> dict[str, float]:
+def in_order(people: Floats, scores: Floats) -> Callable[[Floats], Floats]:
+    """Pairwise accuracy; all draws have the epsilon that is the best one of all rows."""
+    return partial(weighted_pairwise_accuracy, people, scores, pairwise_accuracy(people, scores)[1])
+
+
+def area(rows: Sequence[Row]) -> Weighted:
     """Area under the ROC curve of scores, of one picture and one text each."""
-    return {"": roc_auc([bool(row.meta["label"]) for row in rows], [row.scores[0][0] for row in rows])}
+    labels, scores = [bool(row.meta["label"]) for row in rows], [row.scores[0][0] for row in rows]
+    return lambda weights: {"": weighted_roc_auc(labels, scores, weights)}
 
 
 def judged(rows: Sequence[Row]) -> dict[str, list[float]]:
@@ -261,27 +254,31 @@ def contains_truth(said: str, truths: Iterable[str]) -> float:
     return float(any(all(part.strip().casefold() in said for part in one.split("<AND>")) for one in alternatives))
 
 
-def existence(rows: Sequence[Row]) -> dict[str, float]:
+def existence(rows: Sequence[Row]) -> Weighted:
     """POPE's five numbers, of what POPE's own rule takes an answer for."""
-    return pope([yes_or_no(row.said) for row in rows], [row.truths[0] for row in rows])
+    return of_sums(pope_counts([yes_or_no(row.said) for row in rows], [row.truths[0] for row in rows]), pope_of_counts)
 
 
-def hallucination(rows: Sequence[Row]) -> dict[str, float]:
+def hallucination(rows: Sequence[Row]) -> Weighted:
     """CHAIR's two numbers; words for objects are those of the file in ``meta["synonyms"]``, or our own."""
     path = rows[0].meta.get("synonyms")
     finder = ObjectFinder(read_objects(Path(path) if path else None), compat=bool(path))  # our own words are all found
-    found = chair([row.said for row in rows], [set(row.meta["objects"]) for row in rows], finder)
-    return {"s": found.chair_s, "i": found.chair_i}
+    counts = chair_counts([row.said for row in rows], [set(row.meta["objects"]) for row in rows], finder)
+    return of_sums(counts, chair_of_counts)
 
 
-def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], Any]) -> Callable[..., dict[str, Any]]:
+def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], T]) -> Callable[[Sequence[Row]], T]:
     """A measure of rows from one of tokenised captions and their references."""
 
-    def measure_captions(rows: Sequence[Row]) -> dict[str, Any]:
+    def measure_captions(rows: Sequence[Row]) -> T:
         said = [caption_tokens(row.said, row.language) for row in rows]
-        return {"": metric(said, [[caption_tokens(truth, row.language) for truth in row.truths] for row in rows])}
+        return metric(said, [[caption_tokens(truth, row.language) for truth in row.truths] for row in rows])
 
     return measure_captions
+
+
+def _bleu(said: Sequence[str], references: Sequence[Sequence[str]], n: int) -> Weighted:
+    return of_sums(bleu_counts(said, references), lambda sums: {"": bleu_of_counts(sums, n)})
 
 
 METRICS: dict[str, Metric] = {
@@ -291,37 +288,49 @@ METRICS: dict[str, Metric] = {
         "whether both pictures get their own caption, and both captions their picture", rows=two_by_two, needs=FOURS
     ),
     "preferred": Metric("share of pairs in which the preferred picture scores higher", rows=preferred, needs=CHOICES),
-    "auc": Metric(
-        "area under the ROC curve, of pairs that fit and pairs that do not", whole=area, needs=LABELS, draws=DRAWS
-    ),
+    "auc": Metric("area under the ROC curve, of pairs that fit and pairs that do not", whole=area, needs=LABELS),
     "pairwise_accuracy": Metric(
         "share of pairs put in order as people do, ties calibrated",
-        whole=rated(lambda *both: pairwise_accuracy(*both)[0]),
+        whole=rated(in_order),
+        needs=RATINGS,
+        draws=FEW,
+    ),
+    "pearson": Metric(
+        "Pearson's correlation with people's ratings",
+        whole=rated(lambda *both: partial(weighted_pearson, *both)),
         needs=RATINGS,
     ),
-    "pearson": Metric("Pearson's correlation with people's ratings", whole=rated(pearson), needs=RATINGS, draws=DRAWS),
-    "kendall": Metric("Kendall's tau-b with people's ratings", whole=rated(kendall_tau_b), needs=RATINGS),
+    "kendall": Metric(
+        "Kendall's tau-b with people's ratings",
+        whole=rated(lambda *both: partial(weighted_tau_b, *both)),
+        needs=RATINGS,
+        draws=FEW,
+    ),
     "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
     "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
-    "recall": Metric("share of what was searched that is among the first 1, 5, 10", rows=recall, needs=RANKS),
+    "recall": Metric("share of what was searched that is among the first 1, 5, 10", whole=recall, needs=RANKS),
     "vqa_accuracy": Metric("VQA's official accuracy over ten annotators", rows=each(vqa_accuracy)),
     "soft_accuracy": Metric("the same of answers as they are (mBLIP)", rows=each(soft_accuracy)),
     "pope": Metric(
         "accuracy, precision, recall, F1 and share of yes, yes being what is looked for",
         whole=existence,
         needs=YES_OR_NO,
-        draws=DRAWS,
     ),
     "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination, needs=OBJECTS),
-    "cider": Metric("CIDEr-D of captions", rows=captions(cider_of_each), percent=False),
-    "bleu_1": Metric("BLEU-1 of captions", whole=captions(partial(bleu, n=1))),
-    "bleu_4": Metric("BLEU-4 of captions", whole=captions(bleu)),
-    "rouge_l": Metric("ROUGE-L of captions", whole=captions(rouge_l)),
-    "meteor": Metric("METEOR of English captions, by its own Java program", whole=captions(meteor)),
+    "cider": Metric(
+        "CIDEr-D of captions",
+        rows=captions(lambda said, references: {"": cider_of_each(said, references)}),
+        percent=False,
+    ),
+    **{f"bleu_{n}": Metric(f"BLEU-{n} of captions", whole=captions(partial(_bleu, n=n))) for n in range(1, MAX_N + 1)},
+    "rouge_l": Metric(
+        "ROUGE-L of captions", whole=captions(lambda said, references: of_mean(rouge_l_of_each(said, references)))
+    ),
+    "meteor": Metric("METEOR of English captions, by its own Java program", whole=captions(meteor), draws=FEW),
 }
 """Every metric, by the name that a task gives it."""
 
-CAPTION_METRICS = frozenset({"cider", "bleu_1", "bleu_4", "rouge_l", "meteor"})
+CAPTION_METRICS = frozenset({"cider", "rouge_l", "meteor", *(f"bleu_{n}" for n in range(1, MAX_N + 1))})
 """Those that count words, which some languages have to be parted into."""
 
 CLEANERS: dict[str, Callable[[str], str]] = {"vqa": normalise}

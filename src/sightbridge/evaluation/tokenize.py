@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 
 import regex
@@ -150,6 +150,9 @@ def ptb_tokens(text: str) -> list[str]:
     tokens: list[str] = []
     place = 0
     while place < len(text):
+        if text[place] == " ":  # no rule begins with one
+            place += 1
+            continue
         plain = PLAIN.match(text, place)
         if plain and plain[0] not in TWO_WORDS:
             tokens.append(plain[0])
@@ -174,6 +177,7 @@ def _next(text: str, place: int) -> tuple[str, int]:
     return written(found[group]), found.end(group)
 
 
+@lru_cache(maxsize=2**17)  # several metrics, each of all rows and of those of a language or type, read the same texts
 def caption_tokens(text: str, language: str = "en") -> str:
     """The tokens of a caption that metrics count, with spaces between.
 
