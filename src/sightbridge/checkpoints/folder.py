@@ -18,7 +18,7 @@ these are stored, and the folder that the run started from keeps the rest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -168,10 +168,29 @@ def load_any_model(
             "If it lies elsewhere now, say where with sources={PART: FOLDER}; a folder that was saved with "
             "self_contained=True needs no sources."
         ) from error
-    for name, entry in manifest.parts.items():
+    fill_parts(model, manifest, folder, sources or {}, manifest.parts)
+    if isinstance(manifest, Manifest) and manifest.adapter:
+        load_adapter(model.get_submodule("language_model"), folder / ADAPTER)
+    _check_heads(model)
+    if isinstance(model, VisionLanguageModel) and isinstance(manifest, Manifest):
+        kind = quantize or manifest.settings.language_model.quantize
+        if kind and kind != "none":
+            quantize_language_model(model.language_model, kind, device)
+    return model.eval().to(device), _load_processor(folder, manifest)
+
+
+def fill_parts(
+    model: AnyModel, manifest: AnyManifest, folder: Path, sources: Mapping[str, str], names: Iterable[str]
+) -> None:
+    """Fill parts whose weights are stored, and see that referenced ones are those that the model was trained with.
+
+    Raises ``CheckpointError``; the arguments are those of ``load_any_model``.
+    """
+    for name in names:
+        entry = manifest.parts[name]
         part = model.get_submodule(name)
         if entry.file and entry.rest:
-            rest = load_rest(part, entry, folder, (sources or {}).get(name))
+            rest = load_rest(part, entry, folder, sources.get(name))
             load_part(part, inner_path(folder, entry.file), entry.only)
             check_whole(part, entry, folder, rest)
         elif entry.file:
@@ -181,14 +200,6 @@ def load_any_model(
                 f"{folder}: the {name.replace('_', ' ')} at '{getattr(manifest.settings, name).source}' is not the one "
                 "that this model was trained with: its weights differ. Give the right one with sources={PART: FOLDER}."
             )
-    if isinstance(manifest, Manifest) and manifest.adapter:
-        load_adapter(model.get_submodule("language_model"), folder / ADAPTER)
-    _check_heads(model)
-    if isinstance(model, VisionLanguageModel) and isinstance(manifest, Manifest):
-        kind = quantize or manifest.settings.language_model.quantize
-        if kind and kind != "none":
-            quantize_language_model(model.language_model, kind, device)
-    return model.eval().to(device), _load_processor(folder, manifest)
 
 
 def load_processor(folder: str | Path) -> Processor:

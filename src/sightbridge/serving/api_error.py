@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from sightbridge.errors import CheckpointError, SettingsError, SightbridgeError
 from sightbridge.serving.body import OTHER_FORM, TEXT_FORM
-from sightbridge.serving.engine import EngineClosedError, QueueFull, StepError
+from sightbridge.serving.engine import EngineClosedError, QueueFull, StepError, UpstreamError
 
 TYPES = {
     401: "authentication_error",
@@ -78,6 +78,8 @@ def to_api_error(error: Exception) -> ApiError | None:
         return error
     if isinstance(error, QueueFull):
         return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, UpstreamError):
+        return ApiError(error.status, str(error), code="upstream", retry_after=error.retry_after)
     if isinstance(error, EngineClosedError):
         return ApiError(503, str(error), retry_after=1)
     if isinstance(error, CheckpointError | StepError):

@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.serving.access_log import internal_error, log_failure
 from sightbridge.serving.answers import Whole, chat_chunk, chat_completion, to_line, usage
+from sightbridge.serving.any_engine import AnyEngine
 from sightbridge.serving.api_error import ApiError, to_api_error
 from sightbridge.serving.body import ChatBody, Message, TextPart
-from sightbridge.serving.engine import Engine
 from sightbridge.serving.messages import read_conversation
 from sightbridge.serving.request import Finished, Piece, Request
 from sightbridge.serving.served import ServedModel
@@ -73,7 +73,7 @@ def chat_routes(state: State) -> APIRouter:
     return router
 
 
-async def read_requests(body: ChatBody, served: ServedModel, engine: Engine, state: State) -> list[Request]:
+async def read_requests(body: ChatBody, served: ServedModel, engine: AnyEngine, state: State) -> list[Request]:
     """The engine's requests, one for each answer: the same but for their seeds. Raises ``ApiError``."""
     check_length(body.messages, state.settings.max_characters)
     conversation = read_conversation(body.messages, takes_system=served.takes_system, remembers=served.remembers)
@@ -100,7 +100,7 @@ def check_length(messages: list[Message], most: int) -> None:
         )
 
 
-def read_settings(body: ChatBody, engine: Engine, state: State) -> GenerationSettings:
+def read_settings(body: ChatBody, engine: AnyEngine, state: State) -> GenerationSettings:
     """How to answer: greedily, unless the request names a temperature above 0, or a top_p. Raises ``ApiError``."""
     bounds = state.settings
     if (body.n or 1) > bounds.max_answers:
@@ -131,7 +131,7 @@ def read_settings(body: ChatBody, engine: Engine, state: State) -> GenerationSet
     )
 
 
-async def _submit(engine: Engine, requests: list[Request], http: HttpRequest) -> list[Ticket]:
+async def _submit(engine: AnyEngine, requests: list[Request], http: HttpRequest) -> list[Ticket]:
     """Hand the requests to the engine; whatever becomes of this exchange, what it leaves unfinished is given up."""
     tickets: list[Ticket] = []
     for request in requests:

@@ -51,6 +51,15 @@ class StepError(SightbridgeError):
     """The model failed while it answered; no mistake of the request, which may be sent again."""
 
 
+class UpstreamError(SightbridgeError):
+    """A server that answers for us did not; ``status`` is what a client is told, ``retry_after`` seconds to wait."""
+
+    def __init__(self, message: str, status: int = 502, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
 class Engine:
     """Answers requests to one model; one thread decodes, and no other may use the model meanwhile.
 

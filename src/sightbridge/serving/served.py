@@ -15,12 +15,13 @@ from sightbridge.data.qformer_processor import QFormerProcessor
 from sightbridge.errors import SettingsError, nearest
 from sightbridge.evaluation.features import first_stage_features
 from sightbridge.generation.chat import takes_system, tells_turns_apart
+from sightbridge.models.input_embeddings import InputEmbeddings
 from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.scoring.load import make_backend
 from sightbridge.scoring.scorer import Scorer, Scores
 from sightbridge.scoring.settings import ANSWER_KINDS, Kind
+from sightbridge.serving.any_engine import AnyEngine
 from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.engine import Engine
 from sightbridge.serving.one_at_a_time import OneAtATime
 
 Item = TypeVar("Item")
@@ -60,7 +61,7 @@ class ServedModel:
     name: str
     model: Any
     processor: Processor | QFormerProcessor | None
-    engine: Engine | None
+    engine: AnyEngine | None
     work: OneAtATime
     created: int = 0
     _backends: dict[Kind, Any] = field(default_factory=dict)
@@ -68,7 +69,9 @@ class ServedModel:
 
     @property
     def kinds(self) -> list[Kind]:
-        """The kinds of score that it has, the usual one first."""
+        """The kinds of score that it has, the usual one first; none where the language model is elsewhere."""
+        if isinstance(getattr(self.model, "language_model", None), InputEmbeddings):
+            return []
         if isinstance(self.processor, Processor):
             return list(ANSWER_KINDS)  # type: ignore[arg-type]
         return ["itm", "itc"] if isinstance(self.processor, QFormerProcessor) else ["clip"]
@@ -106,20 +109,26 @@ class ServedModel:
         texts: Sequence[str],
         kind: Kind,
         settings: dict[str, Any],
+        tell: Callable[[int], None] | None = None,
     ) -> ScoreTable:
         """Score every picture with every text: ``PAIRS`` at a time, between steps of the engine, until ``stop`` is set.
+
+        ``tell`` is told how many pairs are done.
 
         Raises ``DataError`` or ``SettingsError`` for what cannot be scored so.
         """
         scorer = Scorer(self._backend(kind), self.name, batch_size=BATCH)
         anchor, step = scorer.backend.image_settings.anchor, max(1, PAIRS // len(texts))
-        table = ScoreTable([], [], {})
+        table, done = ScoreTable([], [], {}), 0
         for group in batched(pictures, step):
             drawn = [drawing.on(picture, anchor) for picture, drawing in group]
             parts = []
             for some in batched(texts, PAIRS):
                 _go_on(stop)
                 parts.append(self._use_model(partial(scorer.score, drawn, some, trace=True, **settings)))
+                done += len(drawn) * len(some)
+                if tell:
+                    tell(done)
             table.scores += [
                 [score for part in parts for score in part.values[row].tolist()] for row in range(len(drawn))
             ]
@@ -203,7 +212,7 @@ class ServedModels:
             )
         return self.by_name[name]
 
-    def find_answering(self, name: str | None) -> tuple[ServedModel, Engine]:
+    def find_answering(self, name: str | None) -> tuple[ServedModel, AnyEngine]:
         """A model that answers questions, and its engine. Raises ``ApiError``."""
         found = self.find(name)
         if found.engine is None:

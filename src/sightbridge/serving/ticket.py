@@ -24,6 +24,7 @@ class Ticket:
         self._changed = Condition()
         self._listeners: set[Callable[[], object]] = set()
         self._cancelled = Event()
+        self._at_cancel: list[Callable[[], object]] = []
 
     def events(self, timeout: float | None = None) -> Iterator[Piece | Finished]:
         """Pieces as they are written, then ``Finished``; blocks, raises the error of a request that failed.
@@ -69,7 +70,19 @@ class Ticket:
 
     def cancel(self) -> None:
         """Give the answer up: its place is free before the next step, and ``Finished`` says "cancelled"."""
-        self._cancelled.set()
+        with self._changed:
+            self._cancelled.set()
+            calls, self._at_cancel = self._at_cancel, []
+        for call in calls:
+            call()
+
+    def on_cancel(self, call: Callable[[], object]) -> None:
+        """For an engine that does not look in between: ``call`` when the answer is given up, or now if it was."""
+        with self._changed:
+            if not self._cancelled.is_set():
+                self._at_cancel.append(call)
+                return
+        call()
 
     @property
     def is_cancelled(self) -> bool:

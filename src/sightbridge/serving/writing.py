@@ -25,6 +25,7 @@ class Writing:
     Attributes:
         prompt: what is answered.
         ids: written so far, that of an end too.
+        eos_ids: tokens that end the answer.
         is_over: whether ``Finished`` has been told.
     """
 
@@ -39,7 +40,7 @@ class Writing:
             settings = settings.model_copy(update={"seed": secrets.randbits(62)})
         self._steps = score_steps(settings, device)
         self._stops = [*processor.stop_strings, *settings.stop]
-        self._eos_ids = [*processor.eos_ids, *stop_ids(self._stops, processor.tokenizer)]
+        self.eos_ids = [*processor.eos_ids, *stop_ids(self._stops, processor.tokenizer)]
         self._text = ""
         self._pending: list[tuple[int, TokenLogprob | None]] = []
         self._first_token: float | None = None
@@ -55,22 +56,26 @@ class Writing:
         """The next token, by logits (V,). Raises ``DataError`` if they are not numbers."""
         scores = logits[None].clone()
         if len(self.ids) < self._settings.min_new_tokens:
-            scores[:, self._eos_ids] = -torch.inf
+            scores[:, self.eos_ids] = -torch.inf
         written = torch.tensor([[*self._start, *self.ids]], dtype=torch.long, device=logits.device)
         for step in self._steps:
             scores = step(written, scores)  # type: ignore[arg-type]
         return int(scores.argmax())
 
     def add(self, token: int, logits: Tensor) -> Reason | None:
-        """Write a token; ``logits`` (V,) are what it was chosen by.
+        """Write a token; ``logits`` (V,) are what it was chosen by. Returns as ``write``."""
+        return self.write(token, None if token in self.eos_ids else self._logprob(token, logits))
 
-        Tells the readers what has settled, or returns why the answer ends here: ``finish`` it then.
+    def write(self, token: int, logprob: TokenLogprob | None) -> Reason | None:
+        """Write a token of which the readers are to be told ``logprob``.
+
+        Tells them what has settled, or returns why the answer ends here: ``finish`` it then.
         """
         self._first_token = self._first_token or time.monotonic()
         self.ids.append(token)
-        if token in self._eos_ids:
+        if token in self.eos_ids:
             return "stop"
-        self._pending.append((token, self._logprob(token, logits)))
+        self._pending.append((token, logprob))
         decode = self._processor.tokenizer.decode
         text = decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) if self._stops else ""
         if any(stop in text for stop in self._stops):
@@ -112,12 +117,13 @@ class Writing:
         logprobs = logits.log_softmax(dim=-1)
         values, ids = logprobs.topk(min(wanted, len(logits)))
         likeliest = tuple(
-            TokenLogprob(other, self._read(other), value)
+            TokenLogprob(other, self.read(other), value)
             for other, value in zip(ids.tolist(), values.tolist(), strict=True)
         )
-        return TokenLogprob(token, self._read(token), logprobs[token].item(), likeliest)
+        return TokenLogprob(token, self.read(token), logprobs[token].item(), likeliest)
 
-    def _read(self, token: int) -> str:
+    def read(self, token: int) -> str:
+        """A token's own text."""
         return self._processor.tokenizer.decode([token], clean_up_tokenization_spaces=False)
 
 
