@@ -65,20 +65,27 @@ def write_scores(scores: Scores, path: Path, trace: bool = False) -> None:
     them. Raises ``SettingsError`` for another ending.
     """
     check_suffix(path)
+    write_atomically(path, format_scores(scores, path.suffix.lower(), trace))
+    if path.suffix.lower() != ".json":
+        write_atomically(record_path(path), _json(_about(scores), indent=1) + "\n")
+
+
+def format_scores(scores: Scores, suffix: str, trace: bool = False) -> str:
+    """The text of a file of scores; ``suffix`` is one of ``SUFFIXES``."""
     rows = score_rows(scores, trace)
-    about = {"record": scores.record, "skipped": scores.skipped}
-    if path.suffix.lower() == ".json":
-        write_atomically(path, _json(about | {"scores": rows}, indent=1) + "\n")
-        return
-    if path.suffix.lower() == ".jsonl":
-        write_atomically(path, "".join(_json(row) + "\n" for row in rows))
-    else:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["image", "text", "score", *(["tokens"] if trace else []), "error"])
-        writer.writeheader()
-        writer.writerows(row | {"tokens": _json(row["tokens"])} if "tokens" in row else row for row in rows)
-        write_atomically(path, text.getvalue())
-    write_atomically(record_path(path), _json(about, indent=1) + "\n")
+    if suffix == ".json":
+        return _json(_about(scores) | {"scores": rows}, indent=1) + "\n"
+    if suffix == ".jsonl":
+        return "".join(_json(row) + "\n" for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["image", "text", "score", *(["tokens"] if trace else []), "error"])
+    writer.writeheader()
+    writer.writerows(row | {"tokens": _json(row["tokens"])} if "tokens" in row else row for row in rows)
+    return text.getvalue()
+
+
+def _about(scores: Scores) -> dict[str, Any]:
+    return {"record": scores.record, "skipped": scores.skipped}
 
 
 def _json(value: Any, indent: int | None = None) -> str:

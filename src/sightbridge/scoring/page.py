@@ -32,7 +32,7 @@ def write_page(scores: Scores, sources: Sequence[ImageSource], path: Path) -> No
     largest = max(abs(low), abs(high))
     for row in rows:
         for cell in row["cells"]:
-            cell |= _colours(cell["value"], low, high) | {
+            cell |= cell_colours(cell["value"], low, high) | {
                 "shown": format_score(cell["value"], max(abs(low), abs(high)))
             }
     html = render(
@@ -73,7 +73,7 @@ def _row(scores: Scores, sources: Sequence[ImageSource], place: int, is_table: b
     }
 
 
-def _colours(value: float, low: float, high: float) -> dict[str, str]:
+def cell_colours(value: float, low: float, high: float) -> dict[str, str]:
     """Colour of a cell between those of the lowest and the highest score, and of the number on it."""
     if value != value:
         return {"colour": "transparent", "ink": "inherit"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,11 @@ from fastapi.responses import JSONResponse
 from sightbridge.data.marks import Drawing
 from sightbridge.errors import nearest
 from sightbridge.scoring.scorer import check_texts
+from sightbridge.scoring.settings import Kind
 from sightbridge.serving.api_error import ApiError
 from sightbridge.serving.body import FeaturesBody, ScoreBody
 from sightbridge.serving.messages import read_marks
-from sightbridge.serving.served import ScoreTable
+from sightbridge.serving.served import ScoreTable, ServedModel
 from sightbridge.serving.state import State
 
 
@@ -26,17 +28,9 @@ def scores_routes(state: State) -> APIRouter:
     @router.post("/score")
     async def score(body: ScoreBody, http: HttpRequest) -> JSONResponse:
         """Score every picture with every text."""
-        served = state.models.find(body.model)
-        _check_bounds(body, state)
-        if not body.images or not body.texts:
-            raise ApiError(422, "Give at least one picture and one text.", param="texts" if body.images else "images")
-        check_texts(body.texts)
-        kind = body.kind or served.kinds[0]
+        served, kind = scoring_model(body, state)
         http.scope["state"]["noted"].update(model=served.name, images=len(body.images), texts=len(body.texts))
-        work = partial(
-            served.score, pictures=await _pictures(body, state), texts=body.texts, kind=kind, settings=body.settings
-        )
-        table = await served.work.run(work, state.settings.request_seconds)
+        table = await find_scores(body, state)
         return JSONResponse(
             {
                 "object": "scores",
@@ -73,6 +67,31 @@ def scores_routes(state: State) -> APIRouter:
         return JSONResponse({"object": "features", "model": served.name, "features": kept})
 
     return router
+
+
+def scoring_model(body: ScoreBody, state: State) -> tuple[ServedModel, Kind]:
+    """The model that a request asks for scores, and their kind. Raises ``ApiError``."""
+    served = state.models.find(body.model)
+    if not served.kinds:
+        raise ApiError(400, f"'{served.name}' has its answers from a vLLM server: it gives no scores.", param="model")
+    return served, body.kind or served.kinds[0]
+
+
+async def find_scores(body: ScoreBody, state: State, tell: Callable[[int], None] | None = None) -> ScoreTable:
+    """Score every picture with every text, within the bounds and in the turn of the model's other work.
+
+    ``tell`` is told now and then, in another thread, how many pairs have their scores.
+
+    Raises ``ApiError``, ``DataError`` or ``SettingsError`` for what cannot be scored.
+    """
+    served, kind = scoring_model(body, state)
+    _check_bounds(body, state)
+    if not body.images or not body.texts:
+        raise ApiError(422, "Give at least one picture and one text.", param="texts" if body.images else "images")
+    check_texts(body.texts)
+    pictures = await _pictures(body, state)
+    work = partial(served.score, pictures=pictures, texts=body.texts, kind=kind, settings=body.settings, tell=tell)
+    return await served.work.run(work, state.settings.request_seconds)
 
 
 def _check_bounds(body: ScoreBody | FeaturesBody, state: State) -> None:

@@ -2,7 +2,6 @@
 // Runs behind drawing.js, with Gradio's `element`, `props`, `server`, `trigger` and `watch`. The server keeps the
 // pictures and shows them as the model will see them; the value is JSON of their ids and of what was drawn.
 
-const MAX_HEIGHT = 520; // of the picture on the screen
 const MAX_NUMBERS = 4096; // of the lines of one mark, as the server takes them
 const OPACITY = 128 / 255; // that of marks which models were trained on
 const BLOB = 'M8 4.5c5-2.2 12 1.5 12 7.5s-5 8.5-10 8-7-5-6-9 1-5 4-6.5z';
@@ -259,7 +258,7 @@ if (props.draws) {
 function paint() {
   const picture = shownPicture();
   if (!picture || !stage.clientWidth) return;
-  const fit = Math.min(stage.clientWidth / picture.width, MAX_HEIGHT / picture.height), dots = window.devicePixelRatio || 1;
+  const fit = Math.min(stage.clientWidth / picture.width, props.height / picture.height), dots = window.devicePixelRatio || 1;
   canvas.style.width = `${picture.width * fit}px`;
   canvas.width = Math.round(picture.width * fit * dots);
   canvas.height = Math.round(picture.height * fit * dots);

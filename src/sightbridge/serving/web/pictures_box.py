@@ -46,6 +46,11 @@ class ShownPicture:
         """The picture as a part of a message of ``/v1/chat/completions``."""
         return {"type": "file", "file": {"file_id": self.file}, "regions": self.regions}
 
+    @property
+    def scored(self) -> dict[str, Any]:
+        """The picture as one of those of ``/score``."""
+        return {"url": self.file, "regions": self.regions}
+
 
 class PicturesBox:
     """Pictures to upload, to choose from and to draw on. Make it inside of ``gr.Blocks``.
@@ -60,6 +65,7 @@ class PicturesBox:
         elem_id: on the page.
         draws: whether marks can be drawn.
         max_images: so many are taken; by default as many as a conversation may have.
+        height: of the picture that is shown, at most, in pixels of the screen.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class PicturesBox:
         elem_id: str = "pictures",
         draws: bool = True,
         max_images: int | None = None,
+        height: int = 520,
     ) -> None:
         self.state = state
         settings = state.settings
@@ -89,8 +96,9 @@ class PicturesBox:
             widths={shape: constant for shape, (_, _, constant) in WIDTHS.items()},
             colors=list(COLOURS),
             anchor=_anchor(state),
-            max_bytes=settings.max_body_bytes - ROOM_FOR_FORM,
+            max_bytes=min(settings.max_image_bytes, settings.max_body_bytes - ROOM_FOR_FORM),
             max_images=max_images or settings.max_images,
+            height=height,
             max_regions=settings.max_regions,
         )
 
