@@ -126,7 +126,7 @@ def test_missing_files_are_told_before_the_model_is_loaded(
     [
         (["xgqq"], "Did you mean 'xgqa'"),
         (["gone.yaml"], "does not exist"),
-        (["xgqa", "--part", "xx"], "has no part 'xx'"),
+        (["xgqa", "--part", "xx"], "no task has a part 'xx'"),
         (["pope.prompt=x"], "at least one task"),
         (["xgqa", "pope.prompt=x"], "one of the tasks xgqa"),
         (["xgqa", "xgqa.prompts=x"], "unknown setting"),
@@ -248,7 +248,31 @@ def test_a_record_without_an_answer_is_tried_again(workplace: Workplace, data: P
     assert run(workplace, data) == 0
     part = json.loads((data / "out/results.json").read_text("utf-8"))["tasks"]["mine"]["parts"]["all"]
     assert part["records"] == 10 and part["errors"] == 0
-    assert [line["id"] for line in lines(data)].count("3") == 2, "what was written stays, and the answer holds"
+    assert [line["id"] for line in lines(data)] == [str(n) for n in range(10)], "one line of each, in its place"
+
+
+def test_tasks_without_the_wanted_parts_are_left_out_and_told(
+    workplace: Workplace, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, codes in (("some", "[de, sw]"), ("other", "[fr]")):
+        text = TASK.format(more=f"languages: {codes}").replace("questions.json", "'{part}.json'")
+        (data / f"{name}.yaml").write_text(text, "utf-8")
+    for code in ("de", "sw", "fr"):
+        (data / f"{code}.json").write_text((data / "questions.json").read_text("utf-8"), "utf-8")
+    tasks = [data / "other.yaml", "--limit", 2]
+    assert run(workplace, data, *tasks, "--languages", "de,sw", task="some.yaml") == 0
+    told = capsys.readouterr()
+    assert "other is left out: no de, sw: it has fr" in told.err and "other was left out" in told.out
+    results = json.loads((data / "out/results.json").read_text("utf-8"))
+    assert list(results["tasks"]["some"]["parts"]) == ["de", "sw"] and list(results["left_out"]) == ["other"]
+    assert "other was left out: no de, sw" in (data / "out/report.html").read_text("utf-8")
+    assert (
+        run(workplace, data, *tasks, "--language", "fr", task="some.yaml") == 0
+    )  # now it is there, and the other stays
+    results = json.loads((data / "out/results.json").read_text("utf-8"))
+    assert set(results["tasks"]) == {"some", "other"} and not results["left_out"]
+    assert run(workplace, data, *tasks, "--language", "ed", task="some.yaml") == 1
+    assert "no task has a part 'ed': task 'some' has de, sw; task 'other' has fr" in capsys.readouterr().err
 
 
 def test_overwriting_leaves_nothing_of_another_model(workplace: Workplace, data: Path) -> None:

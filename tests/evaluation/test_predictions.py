@@ -12,7 +12,7 @@ from PIL import Image
 from sightbridge.data import marks as of_data
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
-from sightbridge.evaluation.predictions import line_of, marked_pictures
+from sightbridge.evaluation.predictions import line_of, marked_pictures, read_lines, settle
 from sightbridge.text.turns import Turn
 from sightbridge.visual_prompts import Mark, Region
 
@@ -32,3 +32,22 @@ def test_marks_are_drawn_again_as_the_model_saw_them(tmp_path: Path) -> None:
     assert not np.array_equal(np.asarray(shown), np.asarray(Image.open(tmp_path / "a.png")))
     with pytest.raises(DataError, match="marks of the record '7' were damaged"):
         list(marked_pictures(line | {"marks": [{"shape": "arrow"}]}))
+
+
+def test_one_line_of_every_record_is_left_in_the_place_of_its_first(tmp_path: Path) -> None:
+    def line(id: str, **more: str) -> str:
+        return json.dumps({"id": id, "truths": ["a"]} | more) + "\n"
+
+    mine, other = tmp_path / "de.jsonl", tmp_path / "de.1.jsonl"
+    mine.write_text(line("0", error="gone") + line("1", answer="a") + line("0", error="still gone"), "utf-8")
+    other.write_text(line("2", error="gone") + line("3", answer="b"), "utf-8")
+    with mine.open("a", encoding="utf-8") as file:
+        file.write(line("2", answer="c") + line("1", error="nothing that matters") + '{"id": "4", "ans')
+    before = read_lines([mine, other])
+    settle([mine, other])
+    assert mine.read_text("utf-8") == line("0", error="still gone") + line("1", answer="a") + line("2", answer="c")
+    assert other.read_text("utf-8") == line("3", answer="b")
+    assert read_lines([mine, other]) == before
+    stamp = mine.stat().st_mtime_ns
+    settle([mine, other])
+    assert mine.stat().st_mtime_ns == stamp, "nothing to be left out, nothing written"

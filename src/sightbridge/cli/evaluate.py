@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sightbridge.cli.arguments import ModelArgument, SourceOption, SystemOption, complete_task, read_part_sources
-from sightbridge.cli.console import new_progress
+from sightbridge.cli.console import console, new_progress
 from sightbridge.cli.rescore import show_results
 from sightbridge.errors import SettingsError
 
@@ -38,7 +38,11 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records of each part.")] = None,
     part: Annotated[
-        list[str] | None, typer.Option("--part", "--language", help="Only this language or split; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            *("--part", "--language", "--languages"),
+            help="Only these languages or splits, with commas between. Tasks that have none of them are left out.",
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Records at a time.")] = 8,
     allow_missing: Annotated[
@@ -58,24 +62,29 @@ def evaluate(
     \b
     Examples:
       sightbridge evaluate MODEL xgqa marvl pope --data /data
-      sightbridge evaluate MODEL xm3600 --data /data --language de --language sw --limit 500
+      sightbridge evaluate MODEL xm3600 --data /data --languages de,sw --limit 500
       sightbridge evaluate MODEL coco_caption coco_caption.prompt="a photo of" --data /data
       sightbridge evaluate MODEL mine.yaml --data .
     """
+    from sightbridge.evaluation.predictions import files_of, settle
     from sightbridge.evaluation.run import begin, identity, read_work
-    from sightbridge.evaluation.task import Part
+    from sightbridge.evaluation.task import choose_parts
 
     chosen = read_tasks(tasks)
-    parts: list[Part] = [own for task in chosen for own in task.parts(part or ())]
+    parts, left_out = choose_parts(chosen, [name for given in part or () for name in given.split(",")])
     sources = read_part_sources(source)
     folder = out or model.parent / "evaluation"
     work = read_work(parts, data.expanduser(), limit, allow_missing)
     description = identity(model)
     with _alone_in(folder) as is_first:
         if is_first:
-            begin(folder, description, work, limit, overwrite)
+            begin(folder, description, work, limit, overwrite, left_out)
+            for name, why in left_out.items():
+                console(stderr=True).print(f"{name} is left out: {why}", markup=False, soft_wrap=True)
         _answer_all(model, sources, system, work, folder, batch_size)
         if is_first:
+            for one in work:
+                settle(files_of(one.part, folder))
             show_results(folder, [task.name for task in chosen])
 
 

@@ -38,6 +38,8 @@ def show_results(folder: Path, tasks: list[str]) -> None:
             title = f"{name}: {task['description']} (version {task['version']})"
             terminal.print(title, style="bold", markup=False, soft_wrap=True)
             show_table(_table(task))
+    for name, why in results["left_out"].items():
+        terminal.print(f"{name} was left out: {why}", markup=False, soft_wrap=True)
     terminal.print(f"results: {folder / 'results.json'}  report: {report}", markup=False, soft_wrap=True)
     failed = sum(part["errors"] for task in results["tasks"].values() for part in task["parts"].values())
     if failed:

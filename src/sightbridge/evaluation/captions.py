@@ -80,8 +80,8 @@ def bleu_of_counts(sums: Floats, n: int = MAX_N) -> Floats:
     """BLEU-n of sums (..., 10) of ``bleu_counts``; 0 where n-grams of some length are in no reference."""
     matched, guessed = sums[..., :n], sums[..., MAX_N : MAX_N + n]
     words, reference_words = sums[..., -2], sums[..., -1]
-    found = (matched > 0).all(axis=-1)
-    shares = np.divide(matched, guessed, out=np.ones(matched.shape), where=found[..., None])
+    found = np.all(matched > 0, axis=-1)
+    shares = np.divide(matched, guessed, out=np.ones(matched.shape), where=np.expand_dims(found, -1))
     ratio = np.divide(reference_words, words, out=np.ones(words.shape), where=found)
     return found * np.exp(np.log(shares).mean(axis=-1)) * np.minimum(1.0, np.exp(1 - ratio))
 

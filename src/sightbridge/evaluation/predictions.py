@@ -12,14 +12,16 @@ Further processes write ``de.1.jsonl`` and so on beside the first one's ``de.jso
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
+from sightbridge.config.load import atomic_file
 from sightbridge.data.marks import drawing, located
 from sightbridge.data.readers.benchmarks.matches import Comparison
 from sightbridge.data.record import Record
@@ -174,16 +176,42 @@ def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
     Of several lines of one record the last answer holds: a record without one is tried again by the next run.
     """
-    lines: dict[str, dict[str, Any]] = {}
+    return [kept.line for kept in _read(paths)[0]]
+
+
+def settle(paths: Sequence[Path]) -> None:
+    """Leave one line of every record, the one that holds, in the place of its first. A file is replaced as a whole, and
+    only if there is something to be left out."""
+    kept, counts = _read(paths)
+    for path in paths:
+        own = [one.text for one in kept if one.path == path]
+        if len(own) < counts[path]:
+            with atomic_file(path) as file:
+                file.writelines(own)
+
+
+@dataclass
+class _Kept:
+    path: Path
+    text: str
+    line: dict[str, Any]
+
+
+def _read(paths: Iterable[Path]) -> tuple[list[_Kept], Counter[Path]]:
+    """The line of each record that holds, with the file that its first one is in; and how many each file has."""
+    kept: dict[str, _Kept] = {}
+    counts = Counter[Path]()
     for path in paths:
         for number, text in whole_lines(path):
             try:
                 line = _checked(json.loads(text))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not a line of answers: {error}.") from error
-            if "error" not in line or line["id"] not in lines:
-                lines[line["id"]] = line
-    return list(lines.values())
+            counts[path] += 1
+            known = kept.setdefault(line["id"], _Kept(path, text, line))
+            if "error" in known.line or "error" not in line:
+                known.text, known.line = text, line
+    return list(kept.values()), counts
 
 
 def whole_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -44,6 +44,7 @@ def score(out: Path) -> dict[str, Any]:
         "limit": run["limit"],
         "sightbridge": sightbridge.__version__,
         "tasks": {task.name: _task_results(task, out) for task in tasks},
+        "left_out": run["left_out"],
     }
     write_atomically(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from pydantic import ValidationError
@@ -132,14 +133,23 @@ def segmenters(part: Part) -> dict[str, str]:
     return {part.name: version} if version else {}
 
 
-def begin(out: Path, model: str, work: Sequence[Work], limit: int | None, overwrite: bool) -> None:
+def begin(
+    out: Path,
+    model: str,
+    work: Sequence[Work],
+    limit: int | None,
+    overwrite: bool,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Make the folder of an evaluation, or go on with it if it is the same one.
+
+    ``left_out``: of every task that was named but has none of the wanted parts, why.
 
     Raises ``SettingsError`` if the folder has answers to other questions, or by another model.
     """
     asked = {one.part.task.name: one.part.task.settings for one in work}
     path = out / RUN
-    tasks = asked
+    tasks, missed = asked, dict(left_out)
     if path.is_file() and overwrite:
         shutil.rmtree(out / FOLDER, ignore_errors=True)
     elif path.is_file():
@@ -158,16 +168,18 @@ def begin(out: Path, model: str, work: Sequence[Work], limit: int | None, overwr
                     "choose another folder, or --overwrite to lose those"
                 )
         tasks = before["tasks"] | asked
+        missed = {name: why for name, why in (before["left_out"] | missed).items() if name not in tasks}
     elif out.is_dir() and any(out.iterdir()):
         raise SettingsError(f"--out: {out} holds something else than an evaluation; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     settings = {name: one.model_dump(mode="json") for name, one in tasks.items()}
-    description = {"model": model, "limit": limit, "tasks": settings}
+    description = {"model": model, "limit": limit, "tasks": settings} | ({"left_out": missed} if missed else {})
     write_atomically(path, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run(out: Path) -> dict[str, Any]:
-    """What was asked of which model: ``model``, ``limit``, and the settings of ``tasks`` by their names.
+    """What was asked of which model: ``model``, ``limit``, the settings of ``tasks`` by their names, and why some were
+    ``left_out``.
 
     Raises ``DataError`` for a folder that holds no evaluation, or a damaged file.
     """
@@ -177,6 +189,7 @@ def read_run(out: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         model, limit, given = run["model"], run["limit"], dict(run["tasks"])
+        left_out = {str(name): str(why) for name, why in dict(run.get("left_out", {})).items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged: {error}.") from error
     tasks = {}
@@ -190,7 +203,7 @@ def read_run(out: Path) -> dict[str, Any]:
             raise DataError(f"{path}: task '{name}' cannot be read: {wrong}.") from error
         except SettingsError as error:
             raise SettingsError(f"{path}: task '{name}': {error}") from error
-    return {"model": model, "limit": limit, "tasks": tasks}
+    return {"model": model, "limit": limit, "tasks": tasks, "left_out": left_out}
 
 
 def do_part(

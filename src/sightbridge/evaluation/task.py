@@ -83,14 +83,31 @@ class Task:
     name: str
     settings: TaskSettings
 
-    def parts(self, wanted: Sequence[str] = ()) -> list[Part]:
-        """Its parts, or those ``wanted``; raises ``SettingsError`` for one that it does not have."""
-        known = self.settings.parts
-        for name in wanted:
-            if name not in known:
-                listed = f"it has {', '.join(known)}" if known else "it is one file"
-                raise SettingsError(f"task '{self.name}' has no part '{name}'; {listed}.{nearest(name, known)}")
-        return [Part(self, name) for name in (dict.fromkeys(wanted) or known or [""])]
+    def parts(self) -> list[Part]:
+        """All of its parts."""
+        return [Part(self, name) for name in self.settings.parts or [""]]
+
+
+def choose_parts(tasks: Sequence[Task], wanted: Sequence[str]) -> tuple[list[Part], dict[str, str]]:
+    """Those of the parts of tasks that are wanted, or all; and of every task that has none of them, why it is left out.
+
+    Raises ``SettingsError`` for a part that no task has.
+    """
+    if not wanted:
+        return [part for task in tasks for part in task.parts()], {}
+    for name in wanted:
+        if not any(name in task.settings.parts for task in tasks):
+            have = "; ".join(f"task '{task.name}' {_has(task)}" for task in tasks)
+            known = [part for task in tasks for part in task.settings.parts]
+            raise SettingsError(f"no task has a part '{name}': {have}.{nearest(name, known)}")
+    parts = [Part(task, name) for task in tasks for name in dict.fromkeys(wanted) if name in task.settings.parts]
+    chosen = {part.task.name for part in parts}
+    left_out = {task.name: f"no {', '.join(wanted)}: it {_has(task)}" for task in tasks if task.name not in chosen}
+    return parts, left_out
+
+
+def _has(task: Task) -> str:
+    return f"has {', '.join(task.settings.parts)}" if task.settings.parts else "is one file"
 
 
 def _check_options(settings: TaskSettings) -> None:
