@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -114,11 +115,18 @@ class Live:
 
 @contextmanager
 def live(
-    *models: ServedModel, api_key: str | None = None, remote: Remote | None = None, **settings: Any
+    *models: ServedModel,
+    api_key: str | None = None,
+    remote: Remote | None = None,
+    page: bool = False,
+    votes: Path | None = None,
+    **settings: Any,
 ) -> Iterator[Live]:
     """Run a server of ``models``, by default the small one with a steered engine."""
     state = make_state(models or [served(SteeredEngine())], ServingSettings(**settings), api_key, remote)
-    config = uvicorn.Config(make_app(state), port=0, log_config=None, lifespan="off")
+    state.shows_page, state.votes = page, votes
+    app = make_app(state)
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1 if page else None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import APIRouter, Form
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
+from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightbridge.serving.api_error import ApiError
@@ -67,15 +67,15 @@ class PageGuard:
         if scope["type"] != "http" or not is_page(scope["path"]):
             await self.app(scope, receive, send)
             return
+        if scope["path"] == PREFIX:
+            await _to_page(scope)(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         refused = None
         if not ROUTES.fullmatch(scope["path"]):
             refused = ApiError(404, "There is no such page.")
         elif (origin := headers.get("origin")) and origin.partition("://")[2] != headers.get("host"):
             refused = ApiError(403, "The page answers to itself only; a proxy must pass the Host header on.")
-        elif scope["path"] == PREFIX:
-            await RedirectResponse(f"{PREFIX}/")(scope, receive, send)
-            return
         if refused:
             await refused.response()(scope, receive, send)
             return
@@ -128,16 +128,16 @@ def login_routes(key: str | None) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def to_page() -> RedirectResponse:
-        return RedirectResponse(f"{PREFIX}/")
+    async def to_page(http: Request) -> Response:
+        return _to_page(http.scope)
 
     @router.get("/favicon.ico")
     async def icon() -> Response:
         return Response(ICON, media_type="image/svg+xml")
 
     @router.get(LOGIN)
-    async def ask_for_key() -> Response:
-        return RedirectResponse(f"{PREFIX}/") if key is None else _form()
+    async def ask_for_key(http: Request) -> Response:
+        return _to_page(http.scope) if key is None else _form()
 
     @router.post(LOGIN)
     async def take_key(given: str = Form("", alias="key", max_length=1000)) -> Response:
@@ -150,6 +150,12 @@ def login_routes(key: str | None) -> APIRouter:
         return answer
 
     return router
+
+
+def _to_page(scope: Scope) -> Response:
+    """To the page, with what stands behind the ``?``, such as a model's name."""
+    asked = scope["query_string"].decode("latin-1")
+    return RedirectResponse(f"{PREFIX}/?{asked}" if asked else f"{PREFIX}/")
 
 
 def _sign(until: str, key: str) -> str:

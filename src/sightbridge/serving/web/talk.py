@@ -62,7 +62,7 @@ class Answer:
         if done.waited >= 0.1:
             told.append(f"waited {done.waited:.1f} s")
         if done.first_token is not None:
-            told.append(f"first token after {done.first_token:.2f} s")
+            told.append(f"first token {done.first_token:.2f} s")
             writing = done.seconds - done.first_token
             if done.completion_tokens > 1 and writing > 0:
                 told.append(f"{(done.completion_tokens - 1) / writing:.0f} tokens/s")

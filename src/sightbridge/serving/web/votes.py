@@ -29,13 +29,6 @@ class Votes:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def check(self) -> None:
-        """Raise ``SettingsError`` if nothing can be written there."""
-        try:
-            os.close(self._open())
-        except OSError as error:
-            raise SettingsError(f"--votes {self.file}: cannot be written ({error.strerror}); name another.") from error
-
     def add(self, kind: str, talk: Talk, question: int, sides: list[int], client: str | None) -> dict[str, Any]:
         """Write down a vote of this ``kind`` on a question of a talk, up to which the conversation is kept."""
         asked, said = talk.exchanges[question], talk.exchanges[: question + 1]
@@ -49,12 +42,21 @@ class Votes:
             "client": client,
             "conversation": [[exchange.describe(side) for exchange in said] for side in sides],
         }
-        file = self._open()
+        file = _open(self.file)
         try:
             os.write(file, (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
         finally:
             os.close(file)
         return line
 
-    def _open(self) -> int:
-        return os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+def check_file(file: Path) -> None:
+    """Raise ``SettingsError`` if votes cannot be written to ``file``."""
+    try:
+        os.close(_open(file))
+    except OSError as error:
+        raise SettingsError(f"--votes {file}: cannot be written ({error.strerror}); name another.") from error
+
+
+def _open(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
