@@ -15,11 +15,15 @@ import torch
 from api_server import Live, error_of, image, live, png, text, user
 from engine_requests import alone, ask, model_of, processor_of, random_request, wait_until
 from score_models import DECODERS
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_standin import NAME, Standin, standin
 
+from sightbridge.checkpoints.export import export_model
 from sightbridge.checkpoints.folder import load_model, save_model
 from sightbridge.checkpoints.front import load_front
+from sightbridge.cli.serve import _find_vllm
 from sightbridge.config.model import ModelSettings
+from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import CheckpointError, DataError, SettingsError
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.serving.engine import EngineClosedError, QueueFull, StepError, UpstreamError
@@ -96,6 +100,19 @@ def test_parity_of_a_folders_front(folder: Path) -> None:
     with handed_over(front=front) as (engine, behind):
         assert engine.submit(ask(max_new_tokens=12)).result(10)[0] == alone("llama", ask(max_new_tokens=12))
         assert behind.shapes == [(batch.input_ids.shape[1], front.language_model.width)]
+
+
+def test_parity_of_the_exported_language_model(folder: Path, tmp_path: Path) -> None:
+    """What a vLLM server is given to load, as transformers loads it."""
+    export_model(folder, tmp_path / "lm", "language_model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    ids = torch.tensor([[5, 9, 300, 7]])
+    with torch.no_grad():
+        wanted = model_of("llama").language_model.model(input_ids=ids).logits
+        difference = (loaded(input_ids=ids).logits - wanted).abs().max().item()
+    print(f"logits differ by at most {difference}")
+    assert difference < 1e-5
+    assert AutoTokenizer.from_pretrained(tmp_path / "lm")("a tree")["input_ids"]
 
 
 def test_only_what_can_be_handed_over(folder: Path, tmp_path: Path) -> None:
@@ -325,3 +342,21 @@ def test_a_served_front_gives_no_scores(folder: Path) -> None:
             body = {"images": [image(png())["image_url"]["url"]], "texts": ["a dog"]}
             error = error_of(server.http.post("/score", json=body))
             assert error["status"] == 400 and "no scores" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "says"),
+    [
+        ("own", {"url": "http://a/v1"}, "--vllm-url is for --engine vllm"),
+        ("own", {"key_variable": "KEY"}, "--vllm-key-env is for --engine vllm"),
+        ("vllm", {}, "needs --vllm-url"),
+        ("vllm", {"url": "http://a/v1", "models": 2}, "one MODEL"),
+        ("vllm", {"url": "http://a/v1", "loading": {"load_in": "4bit", "device_map": None}}, "leave them out"),
+        ("vllm", {"url": "http://a/v1", "key_variable": "NO_SUCH_VARIABLE"}, "not set, or empty"),
+    ],
+)
+def test_options_of_the_command(engine: str, options: dict, says: str) -> None:
+    given = {"url": None, "model": None, "key_variable": None, "models": 1}
+    loading = {"load_in": None, "device_map": None}
+    with pytest.raises(SettingsError, match=says):
+        _find_vllm(engine, **{**given, "loading": loading, "settings": ServingSettings(), **options})

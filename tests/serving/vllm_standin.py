@@ -201,7 +201,8 @@ def standin(language_model: Any, **options: Any) -> Iterator[tuple[Standin, str]
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *args, **options: None  # type: ignore[method-assign] who leaves in the middle resets the connection
+    # Who leaves in the middle resets the connection.
+    server.handle_error = lambda *args, **options: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield behind, f"http://127.0.0.1:{server.server_address[1]}/v1"

@@ -26,7 +26,8 @@ def export(
         str,
         typer.Option(
             help="hf: transformers' Blip2, InstructBlip, Llava or VipLlava. lavis, paddle: BLIP-2 there. llava: LLaVA, "
-            "ViP-LLaVA or CLIP-FlanT5 in the original layout. adapter: LoRA for peft. projector: the connector alone.",
+            "ViP-LLaVA or CLIP-FlanT5 in the original layout. adapter: LoRA for peft. language_model: that alone, for "
+            "transformers and vLLM. projector: the connector alone.",
             show_default=False,
         ),
     ],

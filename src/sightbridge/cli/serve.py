@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ from sightbridge.errors import SettingsError
 if TYPE_CHECKING:
     from sightbridge.config.serving import ServingSettings
     from sightbridge.serving.served import ServedModel
+    from sightbridge.serving.vllm_server import VllmServer
 
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -53,9 +54,30 @@ AllowHostOption = Annotated[
         show_default="this machine; anything with another --host",
     ),
 ]
+EngineOption = Annotated[
+    Literal["own", "vllm"],
+    typer.Option(help="vllm: a vLLM server writes the answers, of the prompts' embeddings that are made here."),
+]
+VllmUrlOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="Its API: http://host:8000/v1.", show_default=False)
+]
+VllmModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What it calls the language model.", show_default="the only one it has"),
+]
+VllmKeyOption = Annotated[
+    str | None,
+    typer.Option(metavar="VARIABLE", help="Environment variable with the key that it asks for.", show_default=False),
+]
 LimitOption = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="A bound, such as max_tokens=2048; docs/serving.md lists them."),
+]
+VotesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Let people vote on answers, and append their votes to a JSONL file.", show_default=False
+    ),
 ]
 
 
@@ -73,13 +95,19 @@ def serve(
     allow_remote_images: RemoteOption = None,
     allow_host: AllowHostOption = None,
     limit: LimitOption = None,
+    no_web: Annotated[bool, typer.Option("--no-web", help="Leave out the web page.")] = False,
+    votes: VotesOption = None,
     system: SystemOption = None,
     source: SourceOption = None,
     cpu: CpuOption = False,
     load_in: LoadInOption = None,
     device_map: DeviceMapOption = None,
+    engine: EngineOption = "own",
+    vllm_url: VllmUrlOption = None,
+    vllm_model: VllmModelOption = None,
+    vllm_key_env: VllmKeyOption = None,
 ) -> None:
-    """Serve models over HTTP, as OpenAI's API does: chat about pictures, and scores, and features.
+    """Serve models over HTTP, as OpenAI's API does: chat about pictures, and scores, and features; and a web page.
 
     It listens at this machine only, unless --host says otherwise. SIGTERM finishes what was begun.
 
@@ -88,6 +116,7 @@ def serve(
       sightbridge serve runs/quickstart/model
       sightbridge serve vip-llava clip-flant5 --port 8080 --load-in 4bit
       SIGHT_KEY=... sightbridge serve MODEL --host 0.0.0.0 --api-key-env SIGHT_KEY
+      sightbridge serve MODEL --engine vllm --vllm-url http://gpu:8001/v1
     """
     _check_extra()
     from sightbridge.serving.app import make_state
@@ -98,16 +127,29 @@ def serve(
     settings = _read_settings(host, limit or [], allow_remote_images or [], allow_host or [])
     names = names_for([str(model) for model in models], name or [])
     _check_folders(models)
+    shows_page = not no_web and _has_web()
+    _check_votes(votes, shows_page)
     sources = read_part_sources(source)
-    taken = open_port(host, port)
     loading: dict[str, Any] = {"cpu": cpu, "load_in": load_in, "device_map": device_map, "system": system}
     bounds = {"max_batch": max_batch, "max_queue": max_queue}
+    vllm = _find_vllm(engine, vllm_url, vllm_model, vllm_key_env, len(models), loading, settings)
+    taken = open_port(host, port)
     served = [
-        _load(folder, called, sources, settings, loading, bounds) for folder, called in zip(models, names, strict=True)
+        _load_front(folder, called, sources, settings, loading, bounds, vllm)
+        if vllm
+        else _load(folder, called, sources, settings, loading, bounds)
+        for folder, called in zip(models, names, strict=True)
     ]
     address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
-    console(stderr=True).print(f"serving {', '.join(names)} at {address}/v1", markup=False, soft_wrap=True)
-    run_server(make_state(served, settings, key), taken)
+    told = console(stderr=True)
+    told.print(f"serving {', '.join(names)} at {address}/v1", markup=False, soft_wrap=True)
+    if shows_page:
+        told.print(f"web page at {address}/", markup=False, soft_wrap=True)
+    elif not no_web:
+        told.print("no web page: pip install 'sightbridge[web]'", markup=False)
+    state = make_state(served, settings, key)
+    state.shows_page, state.votes = shows_page, votes
+    run_server(state, taken)
 
 
 def _load(
@@ -142,6 +184,70 @@ def _load(
     return ServedModel(name, model, processor, engine, work, created)
 
 
+def _find_vllm(
+    engine: str,
+    url: str | None,
+    model: str | None,
+    key_variable: str | None,
+    models: int,
+    loading: dict[str, Any],
+    settings: ServingSettings,
+) -> VllmServer | None:
+    """The vLLM server that is to answer, if one is; found before anything is loaded."""
+    if engine == "own":
+        for option, value in (("url", url), ("model", model), ("key-env", key_variable)):
+            if value is not None:
+                raise SettingsError(f"--vllm-{option} is for --engine vllm; add that, or leave it out")
+        return None
+    from sightbridge.serving.vllm_server import VllmServer
+
+    if url is None:
+        raise SettingsError("--engine vllm needs --vllm-url, such as http://host:8000/v1")
+    if models > 1:
+        raise SettingsError("--engine vllm is for one MODEL, whose language model the vLLM server holds")
+    if loading["load_in"] or loading["device_map"]:
+        raise SettingsError("--load-in and --device-map are for a language model that is here; leave them out")
+    key = os.environ.get(key_variable, "").strip() if key_variable else None
+    if key_variable and not key:
+        raise SettingsError(f"--vllm-key-env: the environment variable {key_variable} is not set, or empty")
+    return VllmServer(url, model, key, settings.request_seconds)
+
+
+def _load_front(
+    folder: Path,
+    name: str,
+    sources: dict[str, str],
+    settings: ServingSettings,
+    loading: dict[str, Any],
+    bounds: dict[str, int],
+    vllm: VllmServer,
+) -> ServedModel:
+    """Load what makes prompts, for a vLLM server that answers them."""
+    import time
+
+    import torch
+
+    from sightbridge.checkpoints.front import load_front
+    from sightbridge.serving.one_at_a_time import OneAtATime
+    from sightbridge.serving.served import ServedModel
+    from sightbridge.serving.vllm_engine import VllmEngine
+
+    device = "cuda" if torch.cuda.is_available() and not loading["cpu"] else "cpu"
+    model, processor = load_front(folder, device, sources)
+    if loading["system"] is not None:
+        processor.prompt_settings = processor.prompt_settings.model_copy(update={"system": loading["system"]})
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    console(stderr=True).print(
+        f"loaded vision tower, connector and input embeddings, {weights:,} weights; '{vllm.model}' at {vllm.url} "
+        "writes the answers",
+        markup=False,
+        soft_wrap=True,
+    )
+    engine = VllmEngine(model, processor, vllm, name=name, **bounds)
+    work = OneAtATime(name, settings.max_waiting_scores)
+    return ServedModel(name, model, processor, engine, work, int(time.time()))
+
+
 def _check_extra() -> None:
     try:
         import fastapi  # noqa: F401
@@ -150,6 +256,24 @@ def _check_extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise SettingsError(f"'serve' needs more packages: pip install 'sightbridge[serve]' ({error})") from error
+
+
+def _has_web() -> bool:
+    """Whether what the page needs is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("gradio") is not None
+
+
+def _check_votes(votes: Path | None, shows_page: bool) -> None:
+    """See that votes can be written before the first model is loaded."""
+    if votes is None:
+        return
+    if not shows_page:
+        raise SettingsError("--votes is for the web page: pip install 'sightbridge[web]', and leave out --no-web")
+    from sightbridge.serving.web.votes import check_file
+
+    check_file(votes)
 
 
 def _read_key(host: str, variable: str | None, without: bool) -> str | None:

@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 
 from sightbridge.checkpoints.atomic import atomic_folder, existing_folder
-from sightbridge.checkpoints.export.adapter import adapter_parts, write_adapter
+from sightbridge.checkpoints.export.adapter import (
+    adapter_parts,
+    language_model_parts,
+    write_adapter,
+    write_language_model,
+)
 from sightbridge.checkpoints.export.card import write_card
 from sightbridge.checkpoints.export.hf import hf_parts, write_hf
 from sightbridge.checkpoints.export.job import Job, Target, Written
@@ -32,6 +37,7 @@ TARGETS: dict[str, Target] = {
     ),
     "paddle": Target("PaddleMIX .pdparams (BLIP-2)", paddle_parts, write_paddle, ("paddle",)),
     "adapter": Target("PEFT adapter, or the merged language model", adapter_parts, write_adapter),
+    "language_model": Target("the language model alone", language_model_parts, write_language_model),
 }
 """Every layout of a folder, by the name that ``--to`` gives it; ``projector`` is a file (``export/projector.py``)."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -1,4 +1,4 @@
-"""``--to adapter``: a PEFT folder for the language model alone, or the language model with the adapters inside."""
+"""What other projects need of the language model: its adapters as a PEFT folder, or the language model by itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_adapter(job: Job, folder: Path) -> Written:
     if not isinstance(manifest, Manifest) or manifest.adapter is None:
         raise cannot(job, "an adapter", "its language model has none", "")
     if job.weights.language_model is not None:
-        return _write_merged(job, folder)
+        return _write_bare(job, folder)
     source = manifest.settings.language_model.source
     if manifest.parts["language_model"].file or source is None:
         reason = "the language model they belong to is stored in the model folder and has no name of its own"
@@ -54,7 +54,25 @@ def write_adapter(job: Job, folder: Path) -> Written:
     return Written(f"a PEFT adapter for `{base}`", load, (note,), ("peft", "lora"))
 
 
-def _write_merged(job: Job, folder: Path) -> Written:
+def language_model_parts(manifest: AnyManifest) -> tuple[str, ...]:
+    """The language model, and adapters to see whether it has any: nothing is written without them unnoticed."""
+    return ("language_model", "adapter")
+
+
+def write_language_model(job: Job, folder: Path) -> Written:
+    """Write the language model by itself, as transformers and servers of language models (vLLM) read it.
+
+    Raises:
+        CheckpointError: there is none, or it has adapters and they are not to be merged.
+    """
+    if job.weights.language_model is None:
+        raise cannot(job, "a language model", "a model of BLIP-2's first stage has none", "")
+    if any(name.startswith("adapter.") for name in job.weights.infos):
+        raise cannot(job, "a language model alone", "it has adapters", "Give --merge, or --to adapter for these alone.")
+    return _write_bare(job, folder)
+
+
+def _write_bare(job: Job, folder: Path) -> Written:
     model = job.weights.language_model
     names = [name for name in job.weights.infos if name.startswith(LANGUAGE_MODEL)]
     bare = {name.removeprefix(LANGUAGE_MODEL): job.weights.stored[name] for name in names}
@@ -65,9 +83,12 @@ def _write_merged(job: Job, folder: Path) -> Written:
     (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     job.processor.tokenizer.save_pretrained(folder)
     auto = _auto_class(model.config.is_encoder_decoder)
-    note = "This is the language model alone, its adapters inside: vision tower and connector are not here."
+    is_merged = isinstance(job.manifest, Manifest) and job.manifest.adapter is not None
+    inside = ", its adapters inside" if is_merged else ""
+    note = f"This is the language model alone{inside}: vision tower and connector are not here."
     load = f"from transformers import {auto}\nmodel = {auto}.from_pretrained(FOLDER)"
-    return Written(f"a merged `{type(model).__name__}` of transformers", load, (note,), ("text-generation",))
+    what = f"a {'merged ' if is_merged else ''}`{type(model).__name__}` of transformers"
+    return Written(what, load, (note,), ("text-generation",))
 
 
 def write_hf_adapter(job: Job, folder: Path, class_name: str) -> str:
