@@ -73,9 +73,7 @@ def test_without_a_page_there_are_none_of_its_routes() -> None:
     ],
 )
 def test_no_route_gives_a_file_of_the_machine_or_more_than_the_page_needs(server: Live, path: str) -> None:
-    with socket.create_connection(
-        ("127.0.0.1", server.http.base_url.port or 0)
-    ) as raw:
+    with socket.create_connection(("127.0.0.1", server.http.base_url.port or 0)) as raw:
         # a client would clean the path
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
