@@ -142,7 +142,7 @@ def test_the_application_answers_as_a_server_does(monkeypatch: pytest.MonkeyPatc
             client.chat.completions.create(model="one", messages=messages, max_tokens=51)
 
 
-def test_who_leaves_or_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_leaves_or_comes_too_late(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def begin(ticket: Ticket) -> None:
         ticket.tell(Piece("Yes", (1,)))
 
@@ -155,6 +155,7 @@ def test_who_leaves_or_comes_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.5)
         wait_until(lambda: engine.tickets[0].is_cancelled)
+        assert "broke off" not in caplog.text, "that somebody leaves is no failure"
         engine.then = refuse
         full = httpx.post(f"{url}/v1/chat/completions", json=body)
         assert error_of(full)["status"] == 429 and full.headers["retry-after"] == "7"

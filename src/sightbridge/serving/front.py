@@ -112,7 +112,8 @@ class _Front:
         finally:
             leaving.cancel()
             answering.cancel()  # nothing, if it is done
-        if answering.done():
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        if not answering.cancelled():
             answering.result()
 
 

@@ -9,6 +9,7 @@ settings that are often needed, ``ray_settings`` has the others.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -127,6 +128,8 @@ def _ask(name: str, handle: Any) -> Ask:
         except BackPressureError:
             raise ApiError(429, f"Too many requests wait for '{name}'.", code="queue_full", retry_after=5) from None
         except (RayError, RayServeException) as error:
+            if (task := asyncio.current_task()) and task.cancelling():  # Ray has its own word for it
+                raise asyncio.CancelledError from None
             raise ApiError(
                 502,
                 f"The replica of '{name}' that was to answer has ended. Send the request again.",
