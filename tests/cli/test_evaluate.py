@@ -260,17 +260,22 @@ def test_tasks_without_the_wanted_parts_are_left_out_and_told(
     for code in ("de", "sw", "fr"):
         (data / f"{code}.json").write_text((data / "questions.json").read_text("utf-8"), "utf-8")
     tasks = [data / "other.yaml", "--limit", 2]
-    assert run(workplace, data, *tasks, "--languages", "de,sw", task="some.yaml") == 0
+    whole = data / "mine.yaml"  # of one file, so languages do not choose in it
+    assert run(workplace, data, *tasks, whole, "--languages", "sw,de", task="some.yaml") == 0
     told = capsys.readouterr()
-    assert "other is left out: no de, sw: it has fr" in told.err and "other was left out" in told.out
+    assert "other is left out: no sw, de: it has fr" in told.err and "other was left out" in told.out
     results = json.loads((data / "out/results.json").read_text("utf-8"))
-    assert list(results["tasks"]["some"]["parts"]) == ["de", "sw"] and list(results["left_out"]) == ["other"]
-    assert "other was left out: no de, sw" in (data / "out/report.html").read_text("utf-8")
+    assert (
+        list(results["tasks"]["some"]["parts"]) == ["de", "sw"]
+        and "mine" in results["tasks"]
+        and list(results["left_out"]) == ["other"]
+    )
+    assert "other was left out: no sw, de" in (data / "out/report.html").read_text("utf-8")
     assert (
         run(workplace, data, *tasks, "--language", "fr", task="some.yaml") == 0
     )  # now it is there, and the other stays
     results = json.loads((data / "out/results.json").read_text("utf-8"))
-    assert set(results["tasks"]) == {"some", "other"} and not results["left_out"]
+    assert set(results["tasks"]) == {"some", "other", "mine"} and not results["left_out"]
     assert run(workplace, data, *tasks, "--language", "ed", task="some.yaml") == 1
     assert "no task has a part 'ed': task 'some' has de, sw; task 'other' has fr" in capsys.readouterr().err
 

@@ -41,7 +41,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             *("--part", "--language", "--languages"),
-            help="Only these languages or splits, with commas between. Tasks that have none of them are left out.",
+            help="Only these languages or splits, with commas between. Tasks in other languages are left out.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Records at a time.")] = 8,

@@ -91,18 +91,24 @@ class Task:
 def choose_parts(tasks: Sequence[Task], wanted: Sequence[str]) -> tuple[list[Part], dict[str, str]]:
     """Those of the parts of tasks that are wanted, or all; and of every task that has none of them, why it is left out.
 
-    Raises ``SettingsError`` for a part that no task has.
+    Wanted languages choose among tasks in several languages, splits among those of several splits; all others are
+    taken whole. Raises ``SettingsError`` for a part that no task has.
     """
-    if not wanted:
-        return [part for task in tasks for part in task.parts()], {}
     for name in wanted:
         if not any(name in task.settings.parts for task in tasks):
             have = "; ".join(f"task '{task.name}' {_has(task)}" for task in tasks)
             known = [part for task in tasks for part in task.settings.parts]
             raise SettingsError(f"no task has a part '{name}': {have}.{nearest(name, known)}")
-    parts = [Part(task, name) for task in tasks for name in dict.fromkeys(wanted) if name in task.settings.parts]
-    chosen = {part.task.name for part in parts}
-    left_out = {task.name: f"no {', '.join(wanted)}: it {_has(task)}" for task in tasks if task.name not in chosen}
+    languages = [name for name in dict.fromkeys(wanted) if any(name in task.settings.languages for task in tasks)]
+    splits = [name for name in dict.fromkeys(wanted) if any(name in task.settings.splits for task in tasks)]
+    parts: list[Part] = []
+    left_out = {}
+    for task in tasks:
+        asked = languages if task.settings.languages else splits if task.settings.splits else []
+        own = [part for part in task.parts() if not asked or part.name in asked]
+        parts += sorted(own, key=lambda part: asked.index(part.name)) if asked else own
+        if not own:
+            left_out[task.name] = f"no {', '.join(asked)}: it {_has(task)}"
     return parts, left_out
 
 
