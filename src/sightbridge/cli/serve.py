@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -102,6 +103,9 @@ def serve(
     cpu: CpuOption = False,
     load_in: LoadInOption = None,
     device_map: DeviceMapOption = None,
+    llava_protocol: Annotated[
+        bool, typer.Option("--llava-protocol", help="Be a controller and worker for LLaVA's pages and scripts, too.")
+    ] = False,
     engine: EngineOption = "own",
     vllm_url: VllmUrlOption = None,
     vllm_model: VllmModelOption = None,
@@ -148,7 +152,7 @@ def serve(
     elif not no_web:
         told.print("no web page: pip install 'sightbridge[web]'", markup=False)
     state = make_state(served, settings, key)
-    state.shows_page, state.votes = shows_page, votes
+    state.shows_page, state.votes, state.speaks_llava = shows_page, votes, llava_protocol
     run_server(state, taken)
 
 
@@ -161,27 +165,13 @@ def _load(
     bounds: dict[str, int],
 ) -> ServedModel:
     """Load a model of any kind, and start its engine if it answers."""
-    import time
-
     import torch
 
-    from sightbridge.checkpoints.folder import load_any_model
-    from sightbridge.checkpoints.manifest import Manifest, read_manifest
-    from sightbridge.scoring.clip import is_clip_folder, load_clip
-    from sightbridge.serving.engine import Engine
-    from sightbridge.serving.one_at_a_time import OneAtATime
-    from sightbridge.serving.served import ServedModel
+    from sightbridge.serving.loading import load_served
 
-    work, created = OneAtATime(name, settings.max_waiting_scores), int(time.time())
     device = "cuda" if torch.cuda.is_available() and not loading["cpu"] else "cpu"
-    if is_clip_folder(folder):
-        return ServedModel(name, load_clip(str(folder), device, None), None, None, work, created)
-    if not isinstance(read_manifest(folder.expanduser().resolve()), Manifest):
-        model, processor = load_any_model(folder, device, sources)
-        return ServedModel(name, model.eval(), processor, None, work, created)
-    model, processor = load_for_answers(folder, sources, **loading)
-    engine = Engine(model.eval(), processor, name=name, **bounds)
-    return ServedModel(name, model, processor, engine, work, created)
+    load = partial(load_for_answers, sources=sources, **loading)
+    return load_served(folder, name, settings, device=device, sources=sources, load_answering=load, **bounds)
 
 
 def _find_vllm(
