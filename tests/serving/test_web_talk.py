@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,7 @@ def test_controls_become_fields_of_the_request_that_ask_for_nothing_by_default()
 
 def test_messages_that_are_shown_lead_back_to_their_questions() -> None:
     pytest.importorskip("gradio")
-    from sightbridge.serving.web.transcript import answer_at, exchange_at, transcript
+    from sightbridge.serving.web.transcript import answer_at, as_shown, as_typed, exchange_at, transcript
 
     state, talk = state_of(SteeredEngine(says("<b>yes</b>"))), Talk()
     ask(talk, "One <image>?", upload(state, 1))
@@ -280,6 +281,8 @@ def test_messages_that_are_shown_lead_back_to_their_questions() -> None:
     answer(talk, state)
     shown = transcript(talk, 0)
     assert [message["role"] for message in shown] == ["user", "assistant", "assistant"] * 2
-    assert shown[1]["content"] == "<b>yes</b>"  # shown as it is: messages are plain text
+    assert not re.search(r"<\w|</", shown[1]["content"]), "an answer is text, no markup"
+    assert as_typed(shown[1]["content"]) == "<b>yes</b>"
+    assert as_shown("1 < 2 & 3") == "1 < 2 & 3"
     assert exchange_at(talk, 0, 3) == 1 and exchange_at(talk, 0, [3, 0]) == 1 and exchange_at(talk, 0, 99) == -1
     assert answer_at(talk, 0, 4) == 1 and answer_at(talk, 0, "x") == 1 and answer_at(talk, 1, 4) is None

@@ -15,7 +15,7 @@ from sightbridge.serving.web.controls import Controls, read_controls
 from sightbridge.serving.web.examples import examples
 from sightbridge.serving.web.pictures_box import PicturesBox
 from sightbridge.serving.web.talk import AskedPicture, Talk
-from sightbridge.serving.web.transcript import answer_at, exchange_at, transcript
+from sightbridge.serving.web.transcript import answer_at, as_typed, exchange_at, transcript
 from sightbridge.serving.web.votes import ONE, TWO, Votes
 
 NOBODY = "no other model"
@@ -161,7 +161,9 @@ class ChatTab:
             request: gr.Request, edited: gr.EditData, talk: Talk, box: Any, model: str, other: str, *controls: Any
         ) -> AsyncIterator[list[Any]]:
             number = exchange_at(talk, side, edited.index)
-            async for update in self.ask_again(request, talk, number, str(edited.value), box, model, other, controls):
+            async for update in self.ask_again(
+                request, talk, number, as_typed(str(edited.value)), box, model, other, controls
+            ):
                 yield update
 
         return ask_edited

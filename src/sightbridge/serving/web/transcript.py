@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
 from sightbridge.serving.web.talk import Talk
+
+JOINER = "\u2060"
+"""An invisible character."""
+MARKUP = re.compile(r"<(?=[a-zA-Z/!?])|&(?=[a-zA-Z#])")
+"""Where a browser would begin to read markup."""
 
 
 class Line(NamedTuple):
@@ -25,8 +31,18 @@ def transcript(talk: Talk, side: int) -> list[dict[str, Any]]:
     for line in _lines(talk, side):
         role = "user" if line.kind in ("pictures", "question") else "assistant"
         is_text = line.kind in ("question", "answer")
-        shown.append({"role": role, "content": line.text if is_text else gr.HTML(line.text)})
+        shown.append({"role": role, "content": as_shown(line.text) if is_text else gr.HTML(line.text)})
     return shown
+
+
+def as_shown(text: str) -> str:
+    """Text that a browser shows as it is: ``gr.Chatbot`` reads HTML even where it is told to read no Markdown."""
+    return MARKUP.sub(lambda found: found[0] + JOINER, text)
+
+
+def as_typed(text: str) -> str:
+    """The opposite, for a text that was shown and edited."""
+    return text.replace(JOINER, "")
 
 
 def exchange_at(talk: Talk, side: int, message: Any) -> int:
