@@ -120,11 +120,12 @@ def live(
     remote: Remote | None = None,
     page: bool = False,
     votes: Path | None = None,
+    llava: bool = False,
     **settings: Any,
 ) -> Iterator[Live]:
     """Run a server of ``models``, by default the small one with a steered engine."""
     state = make_state(models or [served(SteeredEngine())], ServingSettings(**settings), api_key, remote)
-    state.shows_page, state.votes = page, votes
+    state.shows_page, state.votes, state.speaks_llava = page, votes, llava
     app = make_app(state)
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1 if page else None)
     server = uvicorn.Server(config)

@@ -42,7 +42,8 @@ def test_answers_are_as_described(case: schemathesis.Case) -> None:
 
 def test_all_routes_are_described() -> None:
     operations = [operation.ok() for operation in schema.get_all_operations()]
-    assert {operation.path for operation in operations if operation.method.lower() == "post"} == set(BODIES)
+    posts = {operation.path for operation in operations if operation.method.lower() == "post"}
+    assert posts == {"/v1/chat/completions", "/score", "/features", "/v1/files"} <= set(BODIES)
     paths = {operation.path for operation in operations}
     assert paths == {
         "/v1/chat/completions",

@@ -20,7 +20,7 @@ from sightbridge.images.fast import TRAIN_TRANSFORMS
 from sightbridge.images.load import ImageSource, load_image
 from sightbridge.images.transforms import ImageTransform
 from sightbridge.text.encode import Encoded, NoTargetError, encode
-from sightbridge.text.render import render
+from sightbridge.text.render import as_written, render
 from sightbridge.text.template import load_template
 from sightbridge.text.turns import IMAGE_MARKER, Turn
 
@@ -169,6 +169,11 @@ class Processor:
         except DataError as error:
             raise type(error)(f"{record.where}: {error}" if record.where else str(error)) from error
         return self._check_targets(encoded, record, for_generation)
+
+    def encode_written(self, prompt: str, images: int) -> Encoded:
+        """Encode a prompt that has all of a template's words in it already; see ``as_written``."""
+        rendered = as_written(self.template, prompt, images=images, switches=self.prompt_settings.switches)
+        return encode(rendered, self.tokenizer, self.tokens_per_image, max_length=self.prompt_settings.max_length)
 
     def _check_targets(self, encoded: Encoded, record: Record, for_generation: bool) -> Encoded:
         """Earlier answers are no targets of a prompt, and a row that is no prompt must have some."""

@@ -20,6 +20,7 @@ from sightbridge.serving.api_error import ApiError, to_api_error
 from sightbridge.serving.chat_api import chat_routes
 from sightbridge.serving.files import Files, StoredFile
 from sightbridge.serving.limits import Gate
+from sightbridge.serving.llava_protocol import llava_routes
 from sightbridge.serving.metrics import Metrics
 from sightbridge.serving.pictures import Pictures
 from sightbridge.serving.remote import Remote
@@ -74,6 +75,8 @@ def make_app(state: State) -> FastAPI:
     app.include_router(scores_routes(state))
     app.include_router(_file_routes(state))
     app.include_router(_other_routes(state))
+    if state.speaks_llava:
+        app.include_router(llava_routes(state))
     for kind in (ApiError, SightbridgeError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     if state.shows_page:

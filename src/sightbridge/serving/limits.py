@@ -21,6 +21,8 @@ BODIES = {
     "/score": "application/json",
     "/features": "application/json",
     "/v1/files": "multipart/form-data",
+    "/worker_generate_stream": "application/json",
+    "/get_worker_address": "application/json",
     LOGIN: "application/x-www-form-urlencoded",
     f"{PREFIX}/gradio_api/queue/join": "application/json",
 }

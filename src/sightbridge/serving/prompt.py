@@ -99,7 +99,11 @@ class PromptMaker:
         """
         _check_settings(request)
         record = request.record
-        encoded = self.processor.encode(record, for_generation=True)
+        if request.is_written:
+            encoded = self.processor.encode_written(request.turns[0].text or "", len(request.images))
+            request = self._shortened(request, len(encoded.input_ids))
+        else:
+            encoded = self.processor.encode(record, for_generation=True)
         self._check_length(len(encoded.input_ids), request.settings.max_new_tokens)
         pictures = [self._open(record, position) for position in range(encoded.images)]
         text = self.processor.connector_text
@@ -112,6 +116,12 @@ class PromptMaker:
         row = Row("request", prompt.encoded, features=features, asked=prompt.asked)
         batch = replace(self.processor.collate([row]), features_from=self.prefix)
         return batch.to(self._model.language_model.model.device)
+
+    def _shortened(self, request: Request, prompt: int) -> Request:
+        """The request for an answer that there is room for, if there is any; ``_check_length`` tells if not."""
+        room = self.max_tokens - (0 if self.processor.encoder_decoder else prompt)
+        longest = max(1, min(request.settings.max_new_tokens, room))
+        return replace(request, settings=request.settings.model_copy(update={"max_new_tokens": longest}))
 
     def _check_length(self, prompt: int, answer: int) -> None:
         is_apart = self.processor.encoder_decoder

@@ -27,6 +27,8 @@ class Request:
             others go on.
         logprobs: how many of the likeliest tokens are told beside every token that is written, with their logarithms
             of probability; ``None`` tells nothing, 0 those of the written tokens alone. Not with a beam search.
+        is_written: the first turn is the whole prompt, with all that a template puts around turns; nothing is added.
+            Its answer is at most as long as there is room behind it, if that is less than ``settings`` say.
         id: for messages and logs.
     """
 
@@ -35,6 +37,7 @@ class Request:
     marks: tuple[Mark, ...] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     logprobs: int | None = None
+    is_written: bool = False
     id: str = ""
 
     @property

@@ -19,7 +19,8 @@ from sightbridge.serving.served import ServedModels
 class State:
     """Models, settings, and what goes on just now.
 
-    ``shows_page``: the application has the web page; what people think of answers there is written to ``votes``.
+    ``speaks_llava``: the application has the routes of LLaVA's controller and worker. ``shows_page``: it has the web
+    page; what people think of answers there is written to ``votes``.
     ``draining``: no new request is taken, those that are being answered are finished. ``in_flight`` counts these; the
     last one ended at ``last_end``, by the monotonic clock.
     """
@@ -31,6 +32,7 @@ class State:
     metrics: Metrics
     api_key: str | None = None
     shows_page: bool = False
+    speaks_llava: bool = False
     votes: Path | None = None
     draining: bool = False
     in_flight: int = 0

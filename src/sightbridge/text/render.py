@@ -116,6 +116,23 @@ def render(
     return Rendered(tuple(slots + pieces), decoder_pieces, template, resolved, is_open, record_id, token_split)
 
 
+def as_written(
+    template: PromptTemplate, prompt: str, *, images: int, switches: dict[str, bool] | None = None
+) -> Rendered:
+    """Take a prompt that somebody wrote with all that a template puts around turns, ``<image>`` for every picture.
+
+    Names of control tokens in it are these tokens, as between the turns of a template.
+
+    Raises ``DataError`` if markers and pictures disagree.
+    """
+    words = prompt.split(IMAGE_MARKER)
+    if len(words) - 1 != images:
+        raise DataError(f"the prompt has {len(words) - 1} {IMAGE_MARKER} marker(s), and there are {images} picture(s)")
+    pieces = [piece for text in words for piece in (Piece(None), Piece(text))][1:]
+    filled = tuple(piece for piece in pieces if piece.text != "")
+    return Rendered(filled, None, template, template.resolve(switches), is_open=True)
+
+
 def split_point(text: str, generator: random.Random) -> int:
     """How many leading characters of an answer are given away: 1 to half of them, 0 of a single one (CLIP-FlanT5)."""
     return generator.randint(1, len(text) // 2) if len(text) >= 2 else 0
