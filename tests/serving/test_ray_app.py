@@ -101,7 +101,7 @@ def application(monkeypatch: pytest.MonkeyPatch, engines: dict[str, SteeredEngin
     The front's ASGI application is the one that Ray would run in its proxy's stead; local testing mode has no proxy.
     """
     pytest.importorskip("ray")
-    from ray import serve
+    from ray import serve  # type: ignore[import-not-found]
 
     from sightbridge.serving import ray_app
 
@@ -165,12 +165,12 @@ def test_who_leaves_or_comes_too_late(monkeypatch: pytest.MonkeyPatch, caplog: p
 
 def test_what_ray_says_of_replicas_is_told_in_the_apis_words(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    from ray.exceptions import ActorDiedError
-    from ray.serve.exceptions import BackPressureError
+    from ray.exceptions import ActorDiedError  # type: ignore[import-not-found]
+    from ray.serve.exceptions import BackPressureError  # type: ignore[import-not-found]
 
     from sightbridge.serving import ray_app
 
-    broken = {"by": None}
+    broken: dict[str, Exception] = {}
     engine = SteeredEngine()
 
     async def fail(self: Any, scope: Any, body: bytes) -> Any:
@@ -198,7 +198,7 @@ def test_a_key_that_is_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_ray_the_way_to_it_is_told() -> None:
     try:
-        import ray  # noqa: F401
+        import ray  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
         with pytest.raises(SettingsError, match=r"pip install 'sightbridge\[ray,serve\]'"):
             import sightbridge.serving.ray_app  # noqa: F401

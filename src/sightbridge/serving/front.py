@@ -134,7 +134,7 @@ def _without_id(message: Message) -> Message:
     """The request's id is put into the answer's headers here, once."""
     if message["type"] != "http.response.start":
         return message
-    return message | {"headers": [(name, value) for name, value in message["headers"] if name != b"x-request-id"]}
+    return {**message, "headers": [pair for pair in message["headers"] if pair[0] != b"x-request-id"]}
 
 
 async def _wait_until_left(receive: Receive) -> None:
@@ -145,7 +145,7 @@ async def _wait_until_left(receive: Receive) -> None:
 async def _describe(model: ModelElsewhere, scope: Scope) -> Any:
     """What a replica says of its model."""
     path = f"/v1/models/{model.name}"
-    asked = _plain(scope) | {"method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+    asked = {**_plain(scope), "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
     messages = [message async for message in model.ask(asked, b"")]
     if messages[0]["status"] != 200:
         raise ApiError(502, f"'{model.name}' does not tell about itself.")

@@ -28,9 +28,9 @@ from sightbridge.serving.ray_settings import FRONT, RaySettings, ReplicatedModel
 from sightbridge.serving.served import ServedModel
 
 try:
-    from ray import serve
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import BackPressureError, RayServeException
+    from ray import serve  # type: ignore[import-not-found]
+    from ray.exceptions import RayError  # type: ignore[import-not-found]
+    from ray.serve.exceptions import BackPressureError, RayServeException  # type: ignore[import-not-found]
 except ImportError as error:
     raise SettingsError(
         f"The Ray Serve application needs more packages: pip install 'sightbridge[ray,serve]' ({error})"
