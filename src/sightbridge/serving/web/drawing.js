@@ -57,7 +57,7 @@ function pairs(flat) {
 function sketch(pen, region, width) {
   const {shape, bbox, polygon, strokes} = region;
   pen.strokeStyle = pen.fillStyle = region.color;
-  pen.lineWidth = shape === 'mask contour' ? 2 * width + 1 : width;
+  pen.lineWidth = width;
   pen.lineCap = pen.lineJoin = 'round';
   pen.beginPath();
   if (bbox && shape === 'rectangle') {
@@ -70,10 +70,12 @@ function sketch(pen, region, width) {
     const radius = shape === 'point' ? [width, width] : [(bbox[2] - bbox[0] - width + 1) / 2, (bbox[3] - bbox[1] - width + 1) / 2];
     pen.ellipse((bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2, ...radius.map((r) => Math.max(r, 0)), 0, 0, 2 * Math.PI);
     shape === 'point' ? pen.fill() : pen.stroke();
+  } else if (polygon && shape === 'mask contour') {
+    sweepSquare(pen, pairs(polygon), width + 0.5);
   } else if (polygon) {
     pairs(polygon).forEach((point) => pen.lineTo(...point));
     pen.closePath();
-    shape === 'mask' ? pen.fill() : pen.stroke();
+    pen.fill();
   } else if (shape === 'arrow') {
     sketchArrow(pen, ...pairs(strokes[0]), region.scale);
   } else {
@@ -85,6 +87,20 @@ function sketch(pen, region, width) {
     }
     pen.stroke();
   }
+}
+
+// A closed line of a square brush that reaches `reach` to each side.
+function sweepSquare(pen, points, reach) {
+  const corners = [[-reach, -reach], [reach, -reach], [reach, reach], [-reach, reach]];
+  const fill = (path) => { pen.beginPath(); path.forEach((point) => pen.lineTo(...point)); pen.fill(); };
+  points.forEach(([x, y], index) => {
+    const [nextX, nextY] = points[(index + 1) % points.length];
+    fill(corners.map(([dx, dy]) => [x + dx, y + dy]));
+    corners.forEach(([dx, dy], corner) => {
+      const [ex, ey] = corners[(corner + 1) % 4];
+      fill([[x + dx, y + dy], [x + ex, y + ey], [nextX + ex, nextY + ey], [nextX + dx, nextY + dy]]);
+    });
+  });
 }
 
 // As `_arrow_along` of visual_prompts/shapes.py.

@@ -98,7 +98,7 @@ function change(edit, {keepsPast = true, pictures = false} = {}) {
 function send() {
   const plain = ({id, ...region}) => region;
   const pictures = view.pictures.map(({file, name, regions}) => ({file, name, regions: regions.map(plain)}));
-  props.value = sent = JSON.stringify({pictures});
+  props.value = root.dataset.value = sent = JSON.stringify({pictures});
   trigger('input');
 }
 
