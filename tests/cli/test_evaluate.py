@@ -295,9 +295,32 @@ def test_overwriting_leaves_nothing_of_another_model(workplace: Workplace, data:
 def test_the_page_says_who_graded(workplace: Workplace, data: Path) -> None:
     assert run(workplace, data, "mine.metrics=[judged]") == 0
     grades = data / "out/predictions/mine/all.grades.jsonl"
-    grades.write_text('{"id": "0", "run": 0, "judge": "gpt-x", "grade": 1.0}\n', "utf-8")
+    given = [{"id": str(n), "run": 0, "judge": "gpt-x", "grade": grade} for n, grade in enumerate((1.0, 0.2))]
+    grades.write_text("".join(json.dumps(one) + "\n" for one in given), "utf-8")
     assert run_command("rescore", data / "out") == 0
-    assert "Judged by gpt-x." in (data / "out/report.html").read_text("utf-8")
+    page = (data / "out/report.html").read_text("utf-8")
+    assert "Judged by gpt-x." in page and "number 1?" in page and "number 0?" not in page, (
+        "what was graded low is shown"
+    )
+
+
+def test_the_page_shows_wrong_answers_of_measures_of_all_rows_too(workplace: Workplace, data: Path) -> None:
+    picture = str(workplace.picture)
+    labels = ["yes", "no"] * 3
+    asked = enumerate(labels)
+    lines = [{"question_id": n, "image": picture, "text": f"Is there a {n}?", "label": one} for n, one in asked]
+    (data / "pope").mkdir()
+    (data / "pope/coco_pope_random.json").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    out = data / "pope_out"
+    assert run_command("evaluate", workplace.model, "pope", "--part", "random", "--data", data, "--out", out) == 0
+    said = [json.loads(line) for line in (out / "predictions/pope/random.jsonl").read_text("utf-8").splitlines()]
+    for number, line in enumerate(said):
+        line["answer"] = labels[number] if number else "no"  # but the first, all right
+    (out / "predictions/pope/random.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said), "utf-8")
+    assert run_command("rescore", out) == 0
+    page = (out / "report.html").read_text("utf-8")
+    assert "Wrong answers" in page and "Is there a 0?" in page and "Is there a 1?" not in page
+    assert "83.3 <span" in page and "±" in page, "five of six, and the interval"
 
 
 def test_two_runs_do_not_write_into_one_folder(

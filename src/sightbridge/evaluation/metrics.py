@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
@@ -103,7 +103,7 @@ class Metric:
     precision and recall, by how often each is taken. Both by name, which is "" where there is one alone.
 
     ``percent``: whether the values are shares, shown in percent. ``needs``: what it is a measure of. ``draws``: of the
-    rows, for the intervals.
+    rows, for the intervals. ``wrong``: which single rows are wrong ones, if the metric knows.
     """
 
     what: str
@@ -112,6 +112,7 @@ class Metric:
     percent: bool = True
     needs: Needs = ANSWERS
     draws: int = RESAMPLES
+    wrong: Callable[[Row], bool] | None = None
 
 
 def measure(name: str, rows: Sequence[Row], *, intervals: bool = True) -> dict[str, Value]:
@@ -244,6 +245,10 @@ def judged(rows: Sequence[Row]) -> dict[str, list[float]]:
     return {"": graded} if graded else {}
 
 
+def _is_graded_low(row: Row) -> bool:
+    return bool(row.meta.get("grades")) and mean(row.meta["grades"]) < 0.5
+
+
 def contains_truth(said: str, truths: Iterable[str]) -> float:
     """1 if one of the alternatives (``<OR>``) is in the answer with all of its parts (``<AND>``), whatever its case.
 
@@ -261,10 +266,24 @@ def existence(rows: Sequence[Row]) -> Weighted:
 
 def hallucination(rows: Sequence[Row]) -> Weighted:
     """CHAIR's two numbers; words for objects are those of the file in ``meta["synonyms"]``, or our own."""
-    path = rows[0].meta.get("synonyms")
-    finder = ObjectFinder(read_objects(Path(path) if path else None), compat=bool(path))  # our own words are all found
+    finder = _finder(rows[0].meta.get("synonyms"))
     counts = chair_counts([row.said for row in rows], [set(row.meta["objects"]) for row in rows], finder)
     return of_sums(counts, chair_of_counts)
+
+
+@cache
+def _finder(synonyms: str | None) -> ObjectFinder:
+    words = read_objects(Path(synonyms) if synonyms else None)
+    return ObjectFinder(words, compat=bool(synonyms))  # our own words are all found
+
+
+def _has_more(row: Row) -> bool:
+    """Whether a caption mentions an object that is not there."""
+    return not set(_finder(row.meta.get("synonyms")).find(row.said)) <= set(row.meta["objects"])
+
+
+def _is_low(value: Callable[[str, Sequence[str]], float]) -> Callable[[Row], bool]:
+    return lambda row: value(row.said, row.truths) < 0.5
 
 
 def captions(metric: Callable[[Sequence[str], Sequence[Sequence[str]]], T]) -> Callable[[Sequence[Row]], T]:
@@ -282,8 +301,10 @@ def _bleu(said: Sequence[str], references: Sequence[Sequence[str]], n: int) -> W
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("share of answers that equal a true one", rows=each(exact)),
-    "relaxed_accuracy": Metric("share of answers that begin or end with a true one", rows=each(relaxed)),
+    "accuracy": Metric("share of answers that equal a true one", rows=each(exact), wrong=_is_low(exact)),
+    "relaxed_accuracy": Metric(
+        "share of answers that begin or end with a true one", rows=each(relaxed), wrong=_is_low(relaxed)
+    ),
     "two_by_two": Metric(
         "whether both pictures get their own caption, and both captions their picture", rows=two_by_two, needs=FOURS
     ),
@@ -306,17 +327,26 @@ METRICS: dict[str, Metric] = {
         needs=RATINGS,
         draws=FEW,
     ),
-    "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged),
-    "contains_truth": Metric("share of answers with the true one in them", rows=each(contains_truth)),
+    "judged": Metric("mean grade of a judge (sightbridge judge)", rows=judged, wrong=_is_graded_low),
+    "contains_truth": Metric(
+        "share of answers with the true one in them", rows=each(contains_truth), wrong=_is_low(contains_truth)
+    ),
     "recall": Metric("share of what was searched that is among the first 1, 5, 10", whole=recall, needs=RANKS),
-    "vqa_accuracy": Metric("VQA's official accuracy over ten annotators", rows=each(vqa_accuracy)),
-    "soft_accuracy": Metric("the same of answers as they are (mBLIP)", rows=each(soft_accuracy)),
+    "vqa_accuracy": Metric(
+        "VQA's official accuracy over ten annotators", rows=each(vqa_accuracy), wrong=_is_low(vqa_accuracy)
+    ),
+    "soft_accuracy": Metric(
+        "the same of answers as they are (mBLIP)", rows=each(soft_accuracy), wrong=_is_low(soft_accuracy)
+    ),
     "pope": Metric(
         "accuracy, precision, recall, F1 and share of yes, yes being what is looked for",
         whole=existence,
         needs=YES_OR_NO,
+        wrong=lambda row: yes_or_no(row.said) != row.truths[0],
     ),
-    "chair": Metric("captions, and mentions, of objects that are not there", whole=hallucination, needs=OBJECTS),
+    "chair": Metric(
+        "captions, and mentions, of objects that are not there", whole=hallucination, needs=OBJECTS, wrong=_has_more
+    ),
     "cider": Metric(
         "CIDEr-D of captions",
         rows=captions(lambda said, references: {"": cider_of_each(said, references)}),

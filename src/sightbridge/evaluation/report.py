@@ -9,10 +9,10 @@ from typing import Any
 
 from sightbridge.config.load import write_atomically
 from sightbridge.config.task import TaskSettings
-from sightbridge.evaluation.metrics import METRICS
+from sightbridge.evaluation.metrics import METRICS, Row
 from sightbridge.evaluation.predictions import files_of, marked_pictures, read_lines, to_row
-from sightbridge.evaluation.results import cleaner, show
-from sightbridge.evaluation.task import Task
+from sightbridge.evaluation.results import read_rows, show
+from sightbridge.evaluation.task import Part, Task
 from sightbridge.pages import render, thumbnail
 from sightbridge.text.turns import IMAGE_MARKER
 
@@ -38,7 +38,7 @@ def _section(task: Task, results: dict[str, Any], out: Path) -> dict[str, Any]:
     if results["mean"]:
         values = {name: {"value": value, "low": None, "high": None} for name, value in results["mean"].items()}
         rows.append(_row("mean", "mean", {"records": "", "values": values}, measured))
-    examples = _examples(task, out)
+    examples = _examples(task, measured[0].split("/")[0] if measured else None, out)
     return {
         "name": task.name,
         "task": results,
@@ -57,8 +57,17 @@ def _row(name: str, kind: str, part: dict[str, Any], measured: list[str]) -> dic
         bar = 100 * main["value"]
         if main["low"] is not None:
             interval = (100 * main["low"], 100 * (main["high"] - main["low"]))
-    cells = [show(value, part["values"][value]["value"]) if value in part["values"] else "-" for value in measured]
+    cells = [_cell(value, part["values"].get(value)) for value in measured]
     return {"name": name, "kind": kind, "bar": bar, "interval": interval, "records": part["records"], "cells": cells}
+
+
+def _cell(name: str, value: dict[str, Any] | None) -> tuple[str, str]:
+    """A value, and half of the interval around it, as far as there are these."""
+    if value is None:
+        return "-", ""
+    if value["low"] is None:
+        return show(name, value["value"]), ""
+    return show(name, value["value"]), f"±{show(name, (value['high'] - value['low']) / 2)}"
 
 
 def _notes(results: dict[str, Any]) -> Iterator[str]:
@@ -73,25 +82,28 @@ def _notes(results: dict[str, Any]) -> Iterator[str]:
         yield f"Judged by {', '.join(judges)}."
 
 
-def _examples(task: Task, out: Path) -> list[dict[str, Any]]:
-    """A fixed random choice: of wrong answers, if the main metric tells them from right ones."""
+def _examples(task: Task, main: str | None, out: Path) -> list[dict[str, Any]]:
+    """A fixed random choice: of wrong answers, if the metric called ``main`` tells them from right ones."""
     if task.settings.kind != "answers":
         return []
-    metric, clean = METRICS[task.settings.metrics[0]], cleaner(task.settings)
-    tells_apart = metric.rows is not None and metric.percent
-    lines = [line for part in task.parts() for line in read_lines(files_of(part, out)) if "error" not in line]
-    random.Random(0).shuffle(lines)
-    if metric.rows is not None and tells_apart:
-        rows = [to_row(line, clean) for line in lines]
-        measured = zip(lines, rows, strict=True)
-        lines = [line for line, row in measured if row.truths and any(v < 0.5 for v in metric.rows([row]).get("", []))]
+    answers = [answer for part in task.parts() for answer in _answers(part, out)]
+    random.Random(0).shuffle(answers)
+    wrong = METRICS[main].wrong if main else None
+    chosen = [line for line, row in answers if wrong is None or wrong(row)]
     return [
         {
             "pictures": [url for source in marked_pictures(line) if (url := thumbnail(source))],
             "question": line["prompt"].replace(IMAGE_MARKER, "").strip(),
             "said": line["answer"] or "(nothing)",
             "truth": "true: " + " / ".join(line["truths"][:MOST_TRUTHS]) if line["truths"] else "",
-            "wrong": tells_apart,
+            "wrong": wrong is not None,
         }
-        for line in lines[:EXAMPLES]
+        for line in chosen[:EXAMPLES]
     ]
+
+
+def _answers(part: Part, out: Path) -> Iterator[tuple[dict[str, Any], Row]]:
+    """The lines of answers that can be measured, with what is measured of them; of a part without true ones, all."""
+    lines = {line["id"]: line for line in read_lines(files_of(part, out)) if "error" not in line}
+    rows = read_rows(part, out)[0] or [to_row(line, str) for line in lines.values()]
+    return ((lines[row.id], row) for row in rows)
