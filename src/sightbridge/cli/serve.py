@@ -43,6 +43,11 @@ KeyOption = Annotated[
         metavar="VARIABLE", help="Environment variable with the key that requests must bring.", show_default=False
     ),
 ]
+WithoutKeyOption = Annotated[bool, typer.Option("--without-key", help="Answer anybody, also beyond this machine.")]
+NoWebOption = Annotated[bool, typer.Option("--no-web", help="Leave out the web page.")]
+LlavaOption = Annotated[
+    bool, typer.Option("--llava-protocol", help="Be a controller and worker for LLaVA's pages and scripts, too.")
+]
 RemoteOption = Annotated[
     list[str] | None,
     typer.Option(metavar="HOST", help="Fetch pictures from this host. Can be repeated.", show_default="none"),
@@ -88,24 +93,20 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     name: NameOption = None,
     api_key_env: KeyOption = None,
-    without_key: Annotated[
-        bool, typer.Option("--without-key", help="Answer anybody, also beyond this machine.")
-    ] = False,
+    without_key: WithoutKeyOption = False,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 16,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that wait; others are told to come later.")] = 64,
     allow_remote_images: RemoteOption = None,
     allow_host: AllowHostOption = None,
     limit: LimitOption = None,
-    no_web: Annotated[bool, typer.Option("--no-web", help="Leave out the web page.")] = False,
+    no_web: NoWebOption = False,
     votes: VotesOption = None,
     system: SystemOption = None,
     source: SourceOption = None,
     cpu: CpuOption = False,
     load_in: LoadInOption = None,
     device_map: DeviceMapOption = None,
-    llava_protocol: Annotated[
-        bool, typer.Option("--llava-protocol", help="Be a controller and worker for LLaVA's pages and scripts, too.")
-    ] = False,
+    llava_protocol: LlavaOption = False,
     engine: EngineOption = "own",
     vllm_url: VllmUrlOption = None,
     vllm_model: VllmModelOption = None,
@@ -138,22 +139,24 @@ def serve(
     bounds = {"max_batch": max_batch, "max_queue": max_queue}
     vllm = _find_vllm(engine, vllm_url, vllm_model, vllm_key_env, len(models), loading, settings)
     taken = open_port(host, port)
+    load = partial(_load_front, vllm=vllm) if vllm else _load
     served = [
-        _load_front(folder, called, sources, settings, loading, bounds, vllm)
-        if vllm
-        else _load(folder, called, sources, settings, loading, bounds)
-        for folder, called in zip(models, names, strict=True)
+        load(folder, called, sources, settings, loading, bounds) for folder, called in zip(models, names, strict=True)
     ]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
+    _tell_addresses(names, host, taken.getsockname()[1], shows_page, no_web)
+    state = make_state(served, settings, key)
+    state.shows_page, state.votes, state.speaks_llava = shows_page, votes, llava_protocol
+    run_server(state, taken)
+
+
+def _tell_addresses(names: list[str], host: str, port: int, shows_page: bool, no_web: bool) -> None:
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     told = console(stderr=True)
     told.print(f"serving {', '.join(names)} at {address}/v1", markup=False, soft_wrap=True)
     if shows_page:
         told.print(f"web page at {address}/", markup=False, soft_wrap=True)
     elif not no_web:
         told.print("no web page: pip install 'sightbridge[web]'", markup=False)
-    state = make_state(served, settings, key)
-    state.shows_page, state.votes, state.speaks_llava = shows_page, votes, llava_protocol
-    run_server(state, taken)
 
 
 def _load(
