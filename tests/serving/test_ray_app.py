@@ -73,7 +73,7 @@ def test_the_shipped_file_is_an_application() -> None:
 
 def test_ray_is_told_how_many_and_on_what() -> None:
     pytest.importorskip("ray")
-    from sightbridge.serving.ray_app import _deployment
+    from sightbridge.serving.ray_app import _deployment, _front
 
     arguments = {
         "models": [
@@ -90,6 +90,7 @@ def test_ray_is_told_how_many_and_on_what() -> None:
     assert (fixed.name, fixed.num_replicas, fixed.max_ongoing_requests, fixed.max_queued_requests) == ("a", 3, 10, 6)
     assert fixed.ray_actor_options == {"num_gpus": 0.5, "num_cpus": 1}
     assert fixed._deployment_config.graceful_shutdown_timeout_s == 7
+    assert _front(settings).max_ongoing_requests > settings.limits.max_in_flight
     wanted = scaled._deployment_config.autoscaling_config
     assert (wanted.min_replicas, wanted.max_replicas, wanted.target_ongoing_requests) == (0, 5, 16)
 

@@ -84,10 +84,12 @@ class Front:
 
 
 def _front(settings: RaySettings) -> Any:
+    """How Ray runs the front. It is given more than it takes: its gate says 429 where Ray would let clients wait."""
     return serve.deployment(
         name=FRONT,
         num_replicas=settings.front_replicas,
-        max_ongoing_requests=settings.limits.max_in_flight,
+        max_ongoing_requests=2 * settings.limits.max_in_flight,
+        max_queued_requests=settings.limits.max_in_flight,
         graceful_shutdown_timeout_s=settings.limits.drain_seconds,
     )(serve.ingress()(Front))
 
