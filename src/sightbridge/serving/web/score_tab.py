@@ -32,10 +32,10 @@ DEFAULTS = ANSWER_KINDS["vqascore"]
 
 def score_tab(state: State) -> None:
     """Put the table into the ``gr.Blocks`` (a tab of them) that is being made."""
-    _ScoreTab(state)
+    ScoreTab(state)
 
 
-class _ScoreTab:
+class ScoreTab:
     """The tab's components, and what happens with them."""
 
     def __init__(self, state: State) -> None:
@@ -155,7 +155,7 @@ def _choose_kind(kind: str) -> Any:
     )
 
 
-def _told_of(kind: str) -> str:
+def _told_of(kind: Any) -> str:
     return f"<p class='scores-legend'>{html.escape(KINDS.get(kind, ''))}</p>"
 
 
