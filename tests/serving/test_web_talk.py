@@ -261,7 +261,7 @@ def test_controls_become_fields_of_the_request_that_ask_for_nothing_by_default()
     pytest.importorskip("gradio")
     from sightbridge.serving.web.controls import AS_WRITTEN, read_controls
 
-    assert read_controls([0, 1, None, 1, None, AS_WRITTEN, ""], "Hm?") == ({}, "", "Hm?")
+    assert read_controls([0, 1, 0, 1, -1, AS_WRITTEN, ""], "Hm?") == ({}, "", "Hm?")
     fields, system, words = read_controls([0.7, 0.9, 20, 1, 5, "Swahili", "Be brief."], "Hm?")
     assert fields == {"temperature": 0.7, "top_p": 0.9, "max_tokens": 20, "seed": 5}
     assert (system, words) == ("Be brief.", "Question: Hm? Short answer in Swahili:")

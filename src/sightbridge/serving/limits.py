@@ -55,7 +55,7 @@ class Gate:
             await response(scope, receive, send)
             return
         if is_stream(scope["path"]):
-            await self.app(scope, receive, send)
+            await self.app(scope, _Leaving(receive, state.ending), send)
             return
         with state.handling():
             try:
@@ -131,6 +131,27 @@ class _Replay:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         return await self._receive()
+
+
+class _Leaving:
+    """Says that the client has left, when it does or the server ends: a stream that has no end ends then."""
+
+    def __init__(self, receive: Receive, ending: asyncio.Event) -> None:
+        self._receive = receive
+        self._ending = ending
+        self._begun = False
+
+    async def __call__(self) -> Message:
+        if not self._begun:
+            self._begun = True
+            return await self._receive()  # the empty body
+        waits = [asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._ending.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return await waits[0] if waits[0].done() else {"type": "http.disconnect"}
+        finally:
+            for wait in waits:
+                wait.cancel()
 
 
 def _may_ask(scope: Scope, headers: Headers, key: str) -> bool:

@@ -85,4 +85,6 @@ class _Server(uvicorn.Server):
             quiet = now - max(self._draining_since, self._state.last_end)
             idle = self._state.in_flight == 0 and quiet >= LAST_CALL
             self.should_exit = idle or now - self._draining_since >= self._state.settings.drain_seconds
+            if self.should_exit:
+                self._state.ending.set()
         return await super().on_tick(counter)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sightbridge.config.serving import ServingSettings
@@ -22,7 +23,7 @@ class State:
     ``speaks_llava``: the application has the routes of LLaVA's controller and worker. ``shows_page``: it has the web
     page; what people think of answers there is written to ``votes``.
     ``draining``: no new request is taken, those that are being answered are finished. ``in_flight`` counts these; the
-    last one ended at ``last_end``, by the monotonic clock.
+    last one ended at ``last_end``, by the monotonic clock. ``ending`` closes what pages hold open.
     """
 
     models: ServedModels
@@ -37,6 +38,7 @@ class State:
     draining: bool = False
     in_flight: int = 0
     last_end: float = 0.0
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextmanager
     def handling(self) -> Iterator[None]:

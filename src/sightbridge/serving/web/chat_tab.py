@@ -63,7 +63,7 @@ class ChatTab:
             elem_id=f"chat-{side}",
             visible=side == 0,
             min_width=260,
-            height=460,
+            height=520,
             render_markdown=False,
             editable="user",
             buttons=["copy"],

@@ -27,17 +27,13 @@ class Controls:
                 )
                 self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="1: any word", min_width=150)
             with gr.Row():
-                self.max_tokens = gr.Number(
-                    None, label="Longest answer", info=f"in tokens, at most {settings.max_tokens}", precision=0,
-                    minimum=1, maximum=settings.max_tokens, min_width=100,
-                )  # fmt: skip
-                self.beams = gr.Number(
-                    1, label="Beams", info=f"of a search, at most {settings.max_beams}", precision=0, minimum=1,
-                    maximum=settings.max_beams, min_width=100,
-                )  # fmt: skip
-                self.seed = gr.Number(
-                    None, label="Seed", info="for the same answer again", precision=0, minimum=0, min_width=100
-                )
+                whole: dict[str, Any] = {"precision": 0, "min_width": 100}
+                longest, widest = settings.max_tokens, settings.max_beams
+                told = f"in tokens, to {longest}; 0: as usual"
+                self.max_tokens = gr.Number(0, label="Longest answer", info=told, minimum=0, maximum=longest, **whole)
+                told = f"of a search, to {widest}; 1: none"
+                self.beams = gr.Number(1, label="Beams", info=told, minimum=1, maximum=widest, **whole)
+                self.seed = gr.Number(-1, label="Seed", info="of drawn words; −1: any", minimum=-1, **whole)
             names = sorted(language.name for language in LANGUAGES.values())
             self.language = gr.Dropdown(
                 [AS_WRITTEN, *names],
@@ -64,8 +60,8 @@ class Controls:
 def read_controls(values: Sequence[Any], question: str) -> tuple[dict[str, Any], str, str]:
     """Fields of the request, system text, and the question in the words that ask for a language."""
     temperature, top_p, max_tokens, beams, seed, language, system = values
-    given = {"max_tokens": max_tokens, "num_beams": beams if beams != 1 else None, "seed": seed}
-    fields = {name: value for name, value in given.items() if value is not None}
+    given = {"max_tokens": (max_tokens, 0), "num_beams": (beams, 1), "seed": (seed, -1)}
+    fields = {name: value for name, (value, unasked) in given.items() if value not in (unasked, None)}
     if temperature > 0 or top_p < 1:
         fields |= {"temperature": temperature} | ({"top_p": top_p} if top_p < 1 else {})
     return fields, system or "", in_language(question, language)
