@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -58,7 +59,8 @@ ODD: list[Any] = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(served(), max_pixels=1_000_000, default_tokens=2, max_characters=20_000) as running:
+    bounds = {"max_pixels": 1_000_000, "default_tokens": 2, "max_tokens": 16, "max_characters": 20_000}
+    with live(served(), llava=True, **bounds) as running:
         question = user(image(3), text("What is it?"))
         before = running.ask(question, max_tokens=5).json()["choices"]
         yield running
@@ -76,15 +78,34 @@ def send(server: Live, path: str, content: bytes, headers: dict[str, str] | None
     assert response.status_code < 500, response.text
     if response.status_code != 200:
         error_of(response)
+    elif path.startswith("/worker_generate"):
+        lines = [json.loads(line) for line in response.content.removesuffix(b"\0").split(b"\0")]
+        assert all(set(line) == {"text", "error_code"} for line in lines), lines
+        assert not any("Something failed here" in line["text"] for line in lines), lines
     return response
 
 
 def whole_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
     """A right request that uses many fields."""
+    way = rng.random()
+    if way < 0.2:
+        return "/worker_generate_stream", {
+            "model": "small",
+            "prompt": "USER: <image>\nWhat is it? ASSISTANT:",
+            "images": [base64.b64encode(png(1)).decode()],
+            "temperature": 0.2,
+            "top_p": 0.7,
+            "top_k": 20,
+            "repetition_penalty": 1.1,
+            "max_new_tokens": 2,
+            "stop": "</s>",
+        }
     region = {"bbox": [1, 1, 9, 9], "polygon": [1, 1, 9, 2, 5, 9], "shape": "arrow", "color": "red", "width": 2}
-    if rng.random() < 0.3:
+    if way < 0.4:
         images = [data_url(1), {"url": data_url(2), "regions": [region]}]
         return "/score", {"model": "small", "images": images, "texts": ["a dog"], "kind": "vqascore", "trace": True}
+    beams = {"num_beams": 2, "length_penalty": 2.0}
+    drawn = {"n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "logprobs": True, "top_logprobs": 2}
     return "/v1/chat/completions", {
         "model": "small",
         "messages": [
@@ -94,14 +115,12 @@ def whole_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
             user("Why?"),
         ],
         "max_tokens": 2,
-        "n": 2,
-        "temperature": 0.5,
-        "top_p": 0.9,
+        "min_tokens": 1,
+        "repetition_penalty": 1.5,
         "stop": ["x"],
         "seed": 1,
-        "logprobs": True,
-        "top_logprobs": 2,
         "stream": False,
+        **(beams if way < 0.6 else drawn),
     }
 
 
