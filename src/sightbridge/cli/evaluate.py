@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from sightbridge.evaluation.run import Work
     from sightbridge.evaluation.task import Task
 
+PartsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        *("--part", "--language", "--languages"),
+        help="Only these languages or splits, with commas between. Tasks in other languages are left out.",
+    ),
+]
+
 
 def evaluate(
     model: ModelArgument,
@@ -37,13 +45,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder to write.", show_default="evaluation/ beside the model")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records of each part.")] = None,
-    part: Annotated[
-        list[str] | None,
-        typer.Option(
-            *("--part", "--language", "--languages"),
-            help="Only these languages or splits, with commas between. Tasks in other languages are left out.",
-        ),
-    ] = None,
+    part: PartsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Records at a time.")] = 8,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out records whose pictures are missing, and count them.")
