@@ -115,7 +115,7 @@ def test_a_picture_is_uploaded_asked_about_and_the_answer_streams(
     ticket.tell(Piece(" bus & <b>more</b>", (3,)))
     wait_for(page, "A large yellow bus & <b>more</b>")
     end(ticket)
-    wait_for(page, "1.5 s · first token 0.50 s · 1 tokens/s · 2 tokens")
+    wait_for(page, "1.5 s · first token 0.50 s · 2 tokens")
     wait_until_idle(page)
     assert ticket.request.images == (data,) and ticket.request.turns[0].text == "<image>\nWhat is <here>?"
     assert page.locator("#chat-0 .shown img").count() == 1

@@ -86,8 +86,9 @@ def test_a_talk_goes_through_the_checks_of_the_api_to_the_engine() -> None:
     assert request.turns[0].text == "<image>\nWhat is within the red rectangle?"
     assert (request.settings.temperature, request.settings.seed, request.settings.max_new_tokens) == (0.5, 3, 9)
     assert talk.exchanges[0].answers[0].text == "a bus" and not talk.is_busy
-    assert talk.exchanges[0].answers[0].timing == "0.5 s · waited 0.2 s · first token 0.30 s · 5 tokens/s · 2 tokens"
+    assert talk.exchanges[0].answers[0].timing == "0.5 s · waited 0.2 s · first token 0.30 s · 2 tokens"
     assert state.in_flight == 0
+    assert "· 45 tokens/s · 10 tokens" in Answer("m", "x", Finished("stop", 7, 10, 0.5, 0.2, 0.3)).timing
 
 
 def test_a_picture_comes_with_the_question_it_was_new_for_and_marks_may_change() -> None:

@@ -12,6 +12,10 @@ from sightbridge.serving.ticket import Ticket
 from sightbridge.serving.web.thumbnails import thumbnail
 
 
+FEWEST_TIMED = 8
+"""Tokens of an answer that says how fast it was written; of fewer the number would mean nothing."""
+
+
 class Shown(Protocol):
     """A picture with its marks, as the page's box gives it."""
 
@@ -64,7 +68,7 @@ class Answer:
         if done.first_token is not None:
             told.append(f"first token {done.first_token:.2f} s")
             writing = done.seconds - done.first_token
-            if done.completion_tokens > 1 and writing > 0:
+            if done.completion_tokens >= FEWEST_TIMED and writing > 0:
                 told.append(f"{(done.completion_tokens - 1) / writing:.0f} tokens/s")
         told.append(f"{done.completion_tokens} token{'s' * (done.completion_tokens != 1)}")
         told += {"length": ["cut off at the longest allowed"], "cancelled": ["stopped"]}.get(done.reason, [])
