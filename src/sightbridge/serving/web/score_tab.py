@@ -58,7 +58,7 @@ class ScoreTab:
             self.model = gr.Dropdown(names, value=names[0], label="Model", min_width=140, elem_id="score-model")
             self.kind = gr.Dropdown(**self._kinds_of(names[0]), label="Score", min_width=140, elem_id="score-kind")
         self.what = gr.HTML(_told_of(self.models[names[0]][0]), **_look(), elem_id="score-what")
-        self.box = PicturesBox(self.state, elem_id="scored", max_images=settings.max_scored_images, height=320)
+        self.box = PicturesBox(self.state, elem_id="scored", max_images=settings.max_scored_images, height=260)
         self.texts = gr.Textbox(
             label="Texts, one on each line",
             lines=4,
@@ -75,7 +75,10 @@ class ScoreTab:
                 elem_id="score-question",
             )
             self.answer = gr.Textbox(
-                label="Answer", info="whose probability is taken; {} is the text", placeholder=DEFAULTS.answer_template
+                label="Answer",
+                elem_id="score-answer",
+                info="whose probability is taken; {} is the text",
+                placeholder=DEFAULTS.answer_template,
             )
             with gr.Row():
                 self.reduction = gr.Dropdown(
