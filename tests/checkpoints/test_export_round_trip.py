@@ -175,6 +175,11 @@ def test_adapters_alone_and_inside(tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     adapted = PeftModel.from_pretrained(base, str(alone)).eval()
     inside = export_model(tmp_path / "m", tmp_path / "inside", "adapter", merge=True).folder
+    bare = export_model(tmp_path / "m", tmp_path / "bare", "language_model", merge=True).folder
+    for name in ("model.safetensors", "config.json"):
+        assert (bare / name).read_bytes() == (inside / name).read_bytes()
+    with pytest.raises(CheckpointError, match="it has adapters. Give --merge"):
+        export_model(tmp_path / "m", tmp_path / "none", "language_model")
     merged = AutoModelForCausalLM.from_pretrained(inside).eval()
     ids = torch.arange(3, 13).view(1, -1)
     with torch.no_grad():
