@@ -146,7 +146,7 @@ def test_a_forged_or_expired_login_is_none(locked: Live, cookie: str) -> None:
 
     made = cookie.format(old=_sign("1", KEY).partition(".")[2], new=_sign(str(int(time.time()) + 99), KEY))
     with httpx.Client(base_url=locked.url) as client:
-        sent = client.get("/web/config", headers={"Cookie": f"sightbridge={made}".encode()})
+        sent = client.get("/web/config", headers=[(b"Cookie", f"sightbridge={made}".encode())])
         assert sent.status_code == 401, made
         good = f"sightbridge={_sign(str(int(time.time()) + 99), KEY)}"
         assert client.get("/web/config", headers={"Cookie": good}).status_code == 200

@@ -88,10 +88,12 @@ def wait_until_idle(page: Any) -> None:
     page.wait_for_selector("#question .submit-button", timeout=20 * SECOND)
 
 
-def says(*pieces: str) -> Any:
+def says(*pieces: str, finished: bool = False) -> Any:
     def then(ticket: Ticket) -> None:
         for number, piece in enumerate(pieces):
             ticket.tell(Piece(piece, (number,)))
+        if finished:
+            end(ticket)
 
     return then
 
@@ -146,7 +148,7 @@ def test_regenerate_edit_and_undo(page: Any, engines: list[SteeredEngine]) -> No
     ask(page, "First?")
     wait_for(page, "Yes.")
     wait_until_idle(page)
-    engines[0].then = lambda ticket: (says("No.")(ticket), end(ticket))
+    engines[0].then = says("No.", finished=True)
     page.click("#again")
     wait_for(page, "No.")
     wait_until_idle(page)

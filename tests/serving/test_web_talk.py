@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from api_server import SteeredEngine, png, served
 
+from sightbridge.cli.serve import _check_votes
 from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import SettingsError
 from sightbridge.serving.api_error import ApiError
@@ -241,6 +242,8 @@ def test_a_vote_is_a_line_without_pictures(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o077 == 0
     with pytest.raises(SettingsError, match="--votes"):
         check_file(tmp_path / "missing" / "votes.jsonl")
+    with pytest.raises(SettingsError, match="is for the web page"):
+        _check_votes(file, shows_page=False)
 
 
 def test_one_models_answer_stands_for_the_other_side_of_earlier_questions() -> None:
@@ -263,6 +266,7 @@ def test_controls_become_fields_of_the_request_that_ask_for_nothing_by_default()
     from sightbridge.serving.web.controls import AS_WRITTEN, read_controls
 
     assert read_controls([0, 1, 0, 1, -1, AS_WRITTEN, ""], "Hm?") == ({}, "", "Hm?")
+    assert read_controls([None, None, None, None, None, AS_WRITTEN, None], "Hm?") == ({}, "", "Hm?")
     fields, system, words = read_controls([0.7, 0.9, 20, 1, 5, "Swahili", "Be brief."], "Hm?")
     assert fields == {"temperature": 0.7, "top_p": 0.9, "max_tokens": 20, "seed": 5}
     assert (system, words) == ("Be brief.", "Question: Hm? Short answer in Swahili:")

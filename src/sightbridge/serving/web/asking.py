@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ TOLD_EVERY = 0.05
 
 async def write_answers(
     talk: Talk, models: Sequence[str], settings: dict[str, Any], system: str, state: State, client: str | None = None
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None]:
     """Let ``models`` answer the last question of a talk, at the same time; yields whenever the page has news to show.
 
     Answers and errors go into the talk, which ``Talk.stop`` ends. Whoever stops to iterate ends them too. Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -187,8 +188,9 @@ class ChatTab:
         client = request.client.host if request.client else None
         self.running[request.session_hash] = talk
         try:
-            async for _ in write_answers(talk, models, settings, system, self.state, client):
-                yield [*self._show(talk, other), _while_writing(), gr.update(visible=False)]
+            async with aclosing(write_answers(talk, models, settings, system, self.state, client)) as news:
+                async for _ in news:
+                    yield [*self._show(talk, other), _while_writing(), gr.update(visible=False)]
         except ApiError as error:
             gr.Warning(error.message, title="Not asked")
         finally:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from sightbridge.serving.state import State
 from sightbridge.text.languages import LANGUAGES
@@ -52,7 +53,7 @@ class Controls:
             )
 
     @property
-    def components(self) -> list[gr.components.Component]:
+    def components(self) -> list[Component]:
         """In the order of ``read_controls``."""
         return [self.temperature, self.top_p, self.max_tokens, self.beams, self.seed, self.language, self.system]
 
@@ -62,6 +63,7 @@ def read_controls(values: Sequence[Any], question: str) -> tuple[dict[str, Any],
     temperature, top_p, max_tokens, beams, seed, language, system = values
     given = {"max_tokens": (max_tokens, 0), "num_beams": (beams, 1), "seed": (seed, -1)}
     fields = {name: value for name, (value, unasked) in given.items() if value not in (unasked, None)}
+    temperature, top_p = temperature or 0, top_p or 1  # a field that was emptied asks for nothing
     if temperature > 0 or top_p < 1:
         fields |= {"temperature": temperature} | ({"top_p": top_p} if top_p < 1 else {})
     return fields, system or "", in_language(question, language)

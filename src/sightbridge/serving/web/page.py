@@ -79,13 +79,13 @@ def make_blocks(state: State):
 
 def make_theme():
     """Calm colours, and fonts that every system has."""
-    import gradio as gr
+    from gradio import themes
 
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    return gr.themes.Default(
-        primary_hue=gr.themes.colors.blue,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_md,
+    return themes.Default(
+        primary_hue=themes.colors.blue,
+        neutral_hue=themes.colors.slate,
+        radius_size=themes.sizes.radius_md,
         font=fonts,
         font_mono=("ui-monospace", "Menlo", "monospace"),
     )

@@ -11,7 +11,6 @@ from sightbridge.serving.request import Finished
 from sightbridge.serving.ticket import Ticket
 from sightbridge.serving.web.thumbnails import thumbnail
 
-
 FEWEST_TIMED = 8
 """Tokens of an answer that says how fast it was written; of fewer the number would mean nothing."""
 
@@ -19,9 +18,20 @@ FEWEST_TIMED = 8
 class Shown(Protocol):
     """A picture with its marks, as the page's box gives it."""
 
-    file: str
-    data: bytes
-    regions: list[dict[str, Any]]
+    @property
+    def file(self) -> str:
+        """The id of what was uploaded."""
+        ...
+
+    @property
+    def data(self) -> bytes:
+        """The encoded picture."""
+        ...
+
+    @property
+    def regions(self) -> list[dict[str, Any]]:
+        """Its marks, as the API has them."""
+        ...
 
     @property
     def part(self) -> dict[str, Any]:
