@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_server import Live, SteeredEngine, live, png, served, wait_until
+from api_server import Live, SteeredEngine, live, png, served
 from chromium import chromium, page_of
 from PIL import Image, ImageChops
 
@@ -247,7 +247,7 @@ def test_what_is_drawn_is_what_is_asked_about(server: Live, page: Any, photo: Pa
     assert page.input_value("#question textarea") == "Is <bbox2> like the other?"
     page.press("#question textarea", "Enter")
     engine: Any = server.state.models.by_name["small"].engine
-    wait_until(lambda: engine.tickets)
+    page.wait_for_selector("text=Yes.")  # not in another way: the page's requests go through this thread
     request = engine.tickets[-1].request
     assert "Is pointed to by the blue arrow like the other?" in request.turns[-2].text
     lime, red, arrow = request.marks
@@ -347,6 +347,7 @@ def test_a_finger_draws_too(server: Live, browser: Any, photo: Path) -> None:
         page.tap("#pictures [data-shape=point]")
         at = page.locator("#pictures canvas").bounding_box()
         page.touchscreen.tap(at["x"] + at["width"] / 4, at["y"] + at["height"] / 2)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
         ((_, mark),) = marks_of(page)
         assert mark["shape"] == "point"
         assert mark["bbox"] == pytest.approx((200, 250, 200, 250), abs=3)
