@@ -25,11 +25,11 @@ LOGIN_SECONDS = 12 * 3600
 ROUTES = re.compile(
     PREFIX
     + r"/(?:(?:assets|static|svelte)/.*|theme\.css|favicon\.ico|manifest\.json|config/?"
-    + r"|gradio_api/(?:queue/(?:join|data)|heartbeat/[^/]*|component_server/?|info/?|startup-events|theme\.css|file=.*"
-    + r"|upload|upload_progress|cancel|app_id))?"
+    + r"|gradio_api/(?:queue/(?:join|data)|heartbeat/[^/]*|component_server/?|theme\.css|file=.*|cancel))?"
 )
-"""Of gradio's routes those that the page needs. It has others: proxies, monitoring, an editor of the page's code."""
-STREAMS = re.compile(PREFIX + r"/gradio_api/(?:queue/data|heartbeat/[^/]*|upload_progress)")
+"""Of gradio's routes those that the page needs. It has others: proxies, monitoring, an editor of the page's code, and
+uploads to files, of which there is no bound: pictures come as calls of their component (``uploads.py``)."""
+STREAMS = re.compile(PREFIX + r"/gradio_api/(?:queue/data|heartbeat/[^/]*)")
 """Streams that last as long as a page is open. What is answered by them is counted where it is answered."""
 POLICY = "; ".join(
     [
