@@ -249,7 +249,7 @@ def test_models_are_listed(server: Live) -> None:
             {"messages": [user(image(0, regions=[{}]))]},
             422,
             "messages.0.content.0.image_url.regions.0",
-            "bbox or a polygon",
+            "bbox, a polygon or strokes",
         ),
     ],
 )
