@@ -35,8 +35,8 @@ from sightbridge.data.tokenizer import load_tokenizer
 from sightbridge.generation.answer import answer
 from sightbridge.models.build import build_model
 from sightbridge.models.vlm import VisionLanguageModel
-from sightbridge.serving.engine import Engine, QueueFull
-from sightbridge.serving.request import Request
+from sightbridge.serving.engines.engine import Engine, QueueFull
+from sightbridge.serving.engines.request import Request
 from sightbridge.text.turns import Turn
 
 TOKENIZERS = Path(__file__).parents[1] / "tests" / "golden" / "llava" / "tokenizers"

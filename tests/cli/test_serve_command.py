@@ -22,7 +22,7 @@ from cli_workplace import Workplace, run_command
 
 from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import SettingsError
-from sightbridge.serving.served import names_for
+from sightbridge.serving.api.served import names_for
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ from engine_requests import model_of, processor_of
 from PIL import Image
 
 from sightbridge.config.serving import ServingSettings
-from sightbridge.serving.app import make_app, make_state
-from sightbridge.serving.engine import Engine
-from sightbridge.serving.one_at_a_time import OneAtATime
-from sightbridge.serving.remote import Remote
-from sightbridge.serving.request import Finished, Piece, Request
-from sightbridge.serving.served import ServedModel
-from sightbridge.serving.state import State
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.api.app import make_app, make_state
+from sightbridge.serving.api.one_at_a_time import OneAtATime
+from sightbridge.serving.api.remote import Remote
+from sightbridge.serving.api.served import ServedModel
+from sightbridge.serving.api.state import State
+from sightbridge.serving.engines.engine import Engine
+from sightbridge.serving.engines.request import Finished, Piece, Request
+from sightbridge.serving.engines.ticket import Ticket
 from small_models import picture
 
 

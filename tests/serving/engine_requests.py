@@ -21,9 +21,9 @@ from sightbridge.data.processor import Processor
 from sightbridge.generation.answer import stream_batch
 from sightbridge.models.build import build_model
 from sightbridge.models.vlm import VisionLanguageModel
-from sightbridge.serving.engine import Engine
-from sightbridge.serving.request import Request
-from sightbridge.serving.slots import Prefilled, make_rows
+from sightbridge.serving.engines.engine import Engine
+from sightbridge.serving.engines.request import Request
+from sightbridge.serving.engines.slots import Prefilled, make_rows
 from sightbridge.text.turns import Turn
 from small_models import TOWER, make_processor, picture
 
@@ -114,7 +114,7 @@ class Gate:
         self.is_shut = False
         self.spoil: Callable[[torch.Tensor], None] | None = None
         self._open = Semaphore(0)
-        monkeypatch.setattr("sightbridge.serving.engine.make_rows", self._wrap)
+        monkeypatch.setattr("sightbridge.serving.engines.engine.make_rows", self._wrap)
 
     def _wrap(self, language_model: Any) -> Gate:
         self.size, self._rows = 0, make_rows(language_model)

@@ -11,10 +11,10 @@ import torch
 from engine_requests import model_of, processor_of
 
 from sightbridge.config.serving import ServingSettings
-from sightbridge.serving.app import make_state
-from sightbridge.serving.engine import Engine
-from sightbridge.serving.one_at_a_time import OneAtATime
-from sightbridge.serving.served import ServedModel
+from sightbridge.serving.api.app import make_state
+from sightbridge.serving.api.one_at_a_time import OneAtATime
+from sightbridge.serving.api.served import ServedModel
+from sightbridge.serving.engines.engine import Engine
 from sightbridge.serving.server import open_port, run_server
 
 

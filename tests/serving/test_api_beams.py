@@ -11,8 +11,8 @@ from engine_requests import model_of, processor_of
 
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.generation.answer import answer
-from sightbridge.serving import chat_api
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.api import chat_api
+from sightbridge.serving.engines.ticket import Ticket
 
 QUESTION = user(image(3), text("What is it?"))
 

@@ -12,8 +12,8 @@ from engine_requests import model_of, processor_of
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.record import Record
 from sightbridge.generation.answer import answer, stream_batch
-from sightbridge.serving.body import RegionBody
-from sightbridge.serving.messages import read_marks
+from sightbridge.serving.api.body import RegionBody
+from sightbridge.serving.api.messages import read_marks
 from sightbridge.text.turns import Turn
 
 

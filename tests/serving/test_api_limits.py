@@ -30,10 +30,10 @@ from api_server import (
 )
 from PIL import Image
 
-from sightbridge.serving.access_log import log_to_stderr
-from sightbridge.serving.engine import QueueFull, StepError
-from sightbridge.serving.request import Finished, Piece
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.api.access_log import log_to_stderr
+from sightbridge.serving.engines.engine import QueueFull, StepError
+from sightbridge.serving.engines.request import Finished, Piece
+from sightbridge.serving.engines.ticket import Ticket
 
 
 def steered(then: Callable[[Ticket], None] | None = None) -> tuple[SteeredEngine, Any]:
@@ -291,7 +291,7 @@ def test_every_line_of_the_log_is_json(capsys: pytest.CaptureFixture[str]) -> No
         try:
             raise StepError("it broke")
         except StepError:
-            logging.getLogger("sightbridge.serving.engine").exception("a step of '%s' failed", "small")
+            logging.getLogger("sightbridge.serving.engines.engine").exception("a step of '%s' failed", "small")
     finally:
         for logger, (handlers, propagate, level) in zip((access, errors), before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

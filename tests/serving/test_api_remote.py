@@ -14,8 +14,8 @@ import httpcore
 import pytest
 from api_server import error_of, image, live, png, text, user
 
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.remote import Remote, is_public, resolve_name
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.remote import Remote, is_public, resolve_name
 
 PUBLIC = "93.184.215.14"
 

@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from sightbridge.config.serving import ServingSettings
-from sightbridge.serving.app import make_app, make_state
-from sightbridge.serving.limits import BODIES
+from sightbridge.serving.api.app import make_app, make_state
+from sightbridge.serving.api.limits import BODIES
 
 schema = schemathesis.openapi.from_asgi(
     "/openapi.json", make_app(make_state([served(SteeredEngine())], ServingSettings(default_tokens=2)))

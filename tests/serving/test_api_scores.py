@@ -20,11 +20,11 @@ from sightbridge.evaluation.features import first_stage_features
 from sightbridge.scoring.clip import load_clip
 from sightbridge.scoring.load import make_backend
 from sightbridge.scoring.scorer import Scorer
-from sightbridge.serving.body import RegionBody
-from sightbridge.serving.engine import EngineClosedError
-from sightbridge.serving.messages import read_marks
-from sightbridge.serving.one_at_a_time import OneAtATime
-from sightbridge.serving.served import ServedModel
+from sightbridge.serving.api.body import RegionBody
+from sightbridge.serving.api.messages import read_marks
+from sightbridge.serving.api.one_at_a_time import OneAtATime
+from sightbridge.serving.api.served import ServedModel
+from sightbridge.serving.engines.engine import EngineClosedError
 from sightbridge.visual_prompts import draw
 
 TEXTS = ["a dog", "a yellow dog near a bus", "two cats"]

@@ -14,8 +14,8 @@ from sightbridge.errors import SettingsError
 from sightbridge.generation.answer import answer, generate_ids
 from sightbridge.models.language_model import T5_FAMILY
 from sightbridge.scoring.prefix import FAMILIES
-from sightbridge.serving.request import Finished, Piece, Request
-from sightbridge.serving.slots import can_join
+from sightbridge.serving.engines.request import Finished, Piece, Request
+from sightbridge.serving.engines.slots import can_join
 
 JOINED = [*FAMILIES, *T5_FAMILY]
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.errors import ImageError
-from sightbridge.serving.feature_cache import FeatureCache
-from sightbridge.serving.request import Request
+from sightbridge.serving.engines.feature_cache import FeatureCache
+from sightbridge.serving.engines.request import Request
 from sightbridge.text.turns import Turn
 from sightbridge.visual_prompts import Mark, Region
 from small_models import picture

@@ -9,9 +9,9 @@ import torch
 from engine_requests import Gate, alone, ask, engine_of, wait_until
 
 from sightbridge.errors import DataError, ImageError
-from sightbridge.serving import engine as room
-from sightbridge.serving.engine import EngineClosedError, QueueFull, StepError
-from sightbridge.serving.request import Request
+from sightbridge.serving.engines import engine as room
+from sightbridge.serving.engines.engine import EngineClosedError, QueueFull, StepError
+from sightbridge.serving.engines.request import Request
 from sightbridge.text.turns import Turn
 from small_models import picture
 

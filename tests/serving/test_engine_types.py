@@ -11,7 +11,7 @@ from engine_requests import model_of, processor_of, random_request
 
 from sightbridge.checkpoints.quantized import quantize_language_model
 from sightbridge.generation.answer import stream_batch
-from sightbridge.serving.engine import Engine
+from sightbridge.serving.engines.engine import Engine
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import uvicorn
 from api_server import SteeredEngine, answer_yes, error_of, image, png, served, text, user, wait_until
 
 from sightbridge.config.serving import ServingSettings
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.app import make_app, make_state
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.app import make_app, make_state
+from sightbridge.serving.engines.request import Piece
 from sightbridge.serving.front import Ask, ModelElsewhere, call, make_front
-from sightbridge.serving.request import Piece
 
 
 def elsewhere(name: str, engine: SteeredEngine) -> ModelElsewhere:

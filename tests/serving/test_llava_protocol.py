@@ -16,8 +16,8 @@ from sightbridge.config.generation import GenerationSettings
 from sightbridge.data.record import Record
 from sightbridge.errors import DataError
 from sightbridge.generation.answer import stream_batch
-from sightbridge.serving.engine import QueueFull, UpstreamError
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.engines.engine import QueueFull, UpstreamError
+from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.text.render import render
 from sightbridge.text.turns import Turn
 from small_models import make_processor

@@ -16,10 +16,10 @@ import yaml
 from api_server import SteeredEngine, answer_yes, error_of, image, served, text, user, wait_until
 
 from sightbridge.errors import SettingsError
-from sightbridge.serving.engine import QueueFull
+from sightbridge.serving.engines.engine import QueueFull
+from sightbridge.serving.engines.request import Piece
+from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.serving.ray_settings import read_ray_settings
-from sightbridge.serving.request import Piece
-from sightbridge.serving.ticket import Ticket
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "ray.yaml"
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightbridge.serving.slots import ROOM, RowLayer
+from sightbridge.serving.engines.slots import ROOM, RowLayer
 
 MOVES = st.lists(
     st.one_of(

@@ -143,7 +143,7 @@ def test_the_key_opens_the_page_and_stays_out_of_the_cookie(locked: Live) -> Non
 
 @pytest.mark.parametrize("cookie", ["", "9999999999", "9999999999.00", "1.{old}", "x.{new}", "{new}0", "é.1"])
 def test_a_forged_or_expired_login_is_none(locked: Live, cookie: str) -> None:
-    from sightbridge.serving.web.access import _sign
+    from sightbridge.serving.api.page_access import _sign
 
     made = cookie.format(old=_sign("1", KEY).partition(".")[2], new=_sign(str(int(time.time()) + 99), KEY))
     with httpx.Client(base_url=locked.url) as client:

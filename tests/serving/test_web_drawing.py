@@ -21,12 +21,12 @@ pytest.importorskip("gradio")
 
 from sightbridge.data.marks import drawing
 from sightbridge.images.load import load_image
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.app import make_state
-from sightbridge.serving.body import RegionBody
-from sightbridge.serving.messages import read_marks
-from sightbridge.serving.request import Request
-from sightbridge.serving.state import State
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.app import make_state
+from sightbridge.serving.api.body import RegionBody
+from sightbridge.serving.api.messages import read_marks
+from sightbridge.serving.api.state import State
+from sightbridge.serving.engines.request import Request
 from sightbridge.serving.web.pictures_box import PicturesBox
 from sightbridge.serving.web.uploads import FRAME_SIDE, FRAMES, make_keeper, make_looker, upright
 from sightbridge.visual_prompts import SHAPES

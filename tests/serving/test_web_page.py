@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from api_server import Live, SteeredEngine, answer_yes, live, png, served, wait_until
 
-from sightbridge.serving.request import Finished, Piece
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.engines.request import Finished, Piece
+from sightbridge.serving.engines.ticket import Ticket
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")

@@ -23,12 +23,12 @@ pytest.importorskip("gradio")
 import gradio as gr
 
 from sightbridge.scoring.kinds import TokenScore
-from sightbridge.serving.app import make_state
-from sightbridge.serving.body import ScoreBody
-from sightbridge.serving.one_at_a_time import OneAtATime
-from sightbridge.serving.scores_api import find_scores
-from sightbridge.serving.served import ScoreTable, ServedModel
-from sightbridge.serving.state import State
+from sightbridge.serving.api.app import make_state
+from sightbridge.serving.api.body import ScoreBody
+from sightbridge.serving.api.one_at_a_time import OneAtATime
+from sightbridge.serving.api.scores_api import find_scores
+from sightbridge.serving.api.served import ScoreTable, ServedModel
+from sightbridge.serving.api.state import State
 from sightbridge.serving.web.pictures_box import ShownPicture
 from sightbridge.serving.web.score_tab import ScoreTab
 from sightbridge.serving.web.score_table import write_table

@@ -15,13 +15,13 @@ from api_server import SteeredEngine, png, served
 from sightbridge.cli.serve import _check_votes
 from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import SettingsError
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.app import make_state
-from sightbridge.serving.engine import QueueFull
-from sightbridge.serving.files import StoredFile
-from sightbridge.serving.request import Finished, Piece, Request
-from sightbridge.serving.state import State
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.app import make_state
+from sightbridge.serving.api.files import StoredFile
+from sightbridge.serving.api.state import State
+from sightbridge.serving.engines.engine import QueueFull
+from sightbridge.serving.engines.request import Finished, Piece, Request
+from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.serving.web.asking import write_answers
 from sightbridge.serving.web.examples import examples
 from sightbridge.serving.web.talk import Answer, AskedPicture, Talk

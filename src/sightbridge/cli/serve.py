@@ -24,8 +24,8 @@ from sightbridge.errors import SettingsError
 
 if TYPE_CHECKING:
     from sightbridge.config.serving import ServingSettings
-    from sightbridge.serving.served import ServedModel
-    from sightbridge.serving.vllm_server import VllmServer
+    from sightbridge.serving.api.served import ServedModel
+    from sightbridge.serving.engines.vllm_server import VllmServer
 
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -124,8 +124,8 @@ def serve(
       sightbridge serve MODEL --engine vllm --vllm-url http://gpu:8001/v1
     """
     _check_extra()
-    from sightbridge.serving.app import make_state
-    from sightbridge.serving.served import names_for
+    from sightbridge.serving.api.app import make_state
+    from sightbridge.serving.api.served import names_for
     from sightbridge.serving.server import open_port, run_server
 
     key = _read_key(host, api_key_env, without_key)
@@ -192,7 +192,7 @@ def _find_vllm(
             if value is not None:
                 raise SettingsError(f"--vllm-{option} is for --engine vllm; add that, or leave it out")
         return None
-    from sightbridge.serving.vllm_server import VllmServer
+    from sightbridge.serving.engines.vllm_server import VllmServer
 
     if url is None:
         raise SettingsError("--engine vllm needs --vllm-url, such as http://host:8000/v1")
@@ -221,9 +221,9 @@ def _load_front(
     import torch
 
     from sightbridge.checkpoints.front import load_front
-    from sightbridge.serving.one_at_a_time import OneAtATime
-    from sightbridge.serving.served import ServedModel
-    from sightbridge.serving.vllm_engine import VllmEngine
+    from sightbridge.serving.api.one_at_a_time import OneAtATime
+    from sightbridge.serving.api.served import ServedModel
+    from sightbridge.serving.engines.vllm_engine import VllmEngine
 
     device = "cuda" if torch.cuda.is_available() and not loading["cpu"] else "cpu"
     model, processor = load_front(folder, device, sources)

@@ -12,15 +12,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightbridge.config.serving import ServingSettings
-from sightbridge.serving.access_log import AccessLog
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.files import Files
-from sightbridge.serving.limits import Gate
-from sightbridge.serving.metrics import Metrics
-from sightbridge.serving.pictures import Pictures
-from sightbridge.serving.remote import Remote
-from sightbridge.serving.served import ServedModels
-from sightbridge.serving.state import State
+from sightbridge.serving.api.access_log import AccessLog
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.files import Files
+from sightbridge.serving.api.limits import Gate
+from sightbridge.serving.api.metrics import Metrics
+from sightbridge.serving.api.pictures import Pictures
+from sightbridge.serving.api.remote import Remote
+from sightbridge.serving.api.served import ServedModels
+from sightbridge.serving.api.state import State
 
 PASSED_ON = ("/v1/chat/completions", "/score", "/features")
 """What is asked of a model."""

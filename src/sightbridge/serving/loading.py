@@ -12,9 +12,9 @@ from sightbridge.config.serving import ServingSettings
 from sightbridge.data.processor import Processor
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.scoring.clip import is_clip_folder, load_clip
-from sightbridge.serving.engine import Engine
-from sightbridge.serving.one_at_a_time import OneAtATime
-from sightbridge.serving.served import ServedModel
+from sightbridge.serving.api.one_at_a_time import OneAtATime
+from sightbridge.serving.api.served import ServedModel
+from sightbridge.serving.engines.engine import Engine
 
 LoadAnswering = Callable[[Path], tuple[VisionLanguageModel, Processor]]
 

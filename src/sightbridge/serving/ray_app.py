@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Scope
 
 from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import SettingsError
-from sightbridge.serving.access_log import log_to_stderr
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.app import make_app, make_state
+from sightbridge.serving.api.access_log import log_to_stderr
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.app import make_app, make_state
+from sightbridge.serving.api.served import ServedModel
 from sightbridge.serving.front import Ask, ModelElsewhere, call, make_front
 from sightbridge.serving.loading import load_served
 from sightbridge.serving.ray_settings import FRONT, RaySettings, ReplicatedModel, read_ray_settings
-from sightbridge.serving.served import ServedModel
 
 try:
     from ray import serve  # type: ignore[import-not-found]

@@ -12,7 +12,7 @@ from sightbridge.config.problems import validate
 from sightbridge.config.serving import ServingSettings
 from sightbridge.config.yaml_tree import Given, read_yaml
 from sightbridge.errors import SettingsError
-from sightbridge.serving.served import names_for
+from sightbridge.serving.api.served import names_for
 
 WHERE = "arguments of the Ray Serve application"
 FRONT = "front"

@@ -10,9 +10,9 @@ from types import FrameType
 import uvicorn
 
 from sightbridge.errors import SettingsError
-from sightbridge.serving.access_log import log_to_stderr
-from sightbridge.serving.app import make_app
-from sightbridge.serving.state import State
+from sightbridge.serving.api.access_log import log_to_stderr
+from sightbridge.serving.api.app import make_app
+from sightbridge.serving.api.state import State
 
 LAST_CALL = 1.0
 """Seconds after the last answer that a server goes on saying that it ends: what was on its way is told, not cut off."""

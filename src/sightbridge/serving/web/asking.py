@@ -14,13 +14,13 @@ from anyio.to_thread import run_sync
 from pydantic import ValidationError
 
 from sightbridge.generation.pointing import point_at
-from sightbridge.serving.access_log import ACCESS, internal_error, log_failure
-from sightbridge.serving.api_error import ApiError, to_api_error, wrong_fields
-from sightbridge.serving.body import ChatBody
-from sightbridge.serving.chat_api import read_requests, too_late
-from sightbridge.serving.request import Finished
-from sightbridge.serving.state import State
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.api.access_log import ACCESS, internal_error, log_failure
+from sightbridge.serving.api.api_error import ApiError, to_api_error, wrong_fields
+from sightbridge.serving.api.body import ChatBody
+from sightbridge.serving.api.chat_api import read_requests, too_late
+from sightbridge.serving.api.state import State
+from sightbridge.serving.engines.request import Finished
+from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.serving.web.talk import Answer, Talk
 
 TOLD_EVERY = 0.05

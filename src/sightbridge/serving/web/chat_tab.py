@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from anyio.to_thread import run_sync
 
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.state import State
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.state import State
 from sightbridge.serving.web.asking import write_answers
 from sightbridge.serving.web.controls import Controls, read_controls
 from sightbridge.serving.web.examples import examples

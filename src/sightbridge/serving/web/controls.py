@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sightbridge.serving.state import State
+from sightbridge.serving.api.state import State
 from sightbridge.text.languages import LANGUAGES
 
 AS_WRITTEN = "as it is written"

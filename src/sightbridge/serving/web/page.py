@@ -11,8 +11,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from sightbridge.serving.state import State
-from sightbridge.serving.web.access import PREFIX, PageGuard, login_routes
+from sightbridge.serving.api.page_access import PREFIX, PageGuard, login_routes
+from sightbridge.serving.api.state import State
 
 SESSIONS = 1000
 """Open pages that are remembered; the ones that were used longest ago are forgotten first."""

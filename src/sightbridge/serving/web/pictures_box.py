@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import gradio as gr
 from pydantic import Field, ValidationError
 
-from sightbridge.serving.api_error import wrong_fields
-from sightbridge.serving.body import Body, RegionBody, Regions
-from sightbridge.serving.files import StoredFile
-from sightbridge.serving.state import State
+from sightbridge.serving.api.api_error import wrong_fields
+from sightbridge.serving.api.body import Body, RegionBody, Regions
+from sightbridge.serving.api.files import StoredFile
+from sightbridge.serving.api.state import State
 from sightbridge.serving.web.uploads import make_keeper, make_looker
 from sightbridge.visual_prompts import COLOURS, PREPOSITIONS
 from sightbridge.visual_prompts.shapes import WIDTHS

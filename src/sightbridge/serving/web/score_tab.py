@@ -15,11 +15,11 @@ from anyio.to_thread import run_sync
 from pydantic import ValidationError
 
 from sightbridge.scoring.settings import ANSWER_KINDS, KINDS, Reduction
-from sightbridge.serving.access_log import internal_error, log_failure
-from sightbridge.serving.api_error import ApiError, to_api_error, wrong_fields
-from sightbridge.serving.body import ScoreBody
-from sightbridge.serving.scores_api import find_scores
-from sightbridge.serving.state import State
+from sightbridge.serving.api.access_log import internal_error, log_failure
+from sightbridge.serving.api.api_error import ApiError, to_api_error, wrong_fields
+from sightbridge.serving.api.body import ScoreBody
+from sightbridge.serving.api.scores_api import find_scores
+from sightbridge.serving.api.state import State
 from sightbridge.serving.web.pictures_box import PicturesBox
 from sightbridge.serving.web.score_table import write_table
 

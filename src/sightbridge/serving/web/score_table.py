@@ -12,7 +12,7 @@ from sightbridge.pages import render
 from sightbridge.scoring.output import format_score, format_scores
 from sightbridge.scoring.page import cell_colours
 from sightbridge.scoring.scorer import Scores
-from sightbridge.serving.served import ScoreTable
+from sightbridge.serving.api.served import ScoreTable
 from sightbridge.serving.web.pictures_box import ShownPicture
 from sightbridge.serving.web.thumbnails import thumbnail
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sightbridge.serving.request import Finished
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.engines.request import Finished
+from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.serving.web.thumbnails import thumbnail
 
 FEWEST_TIMED = 8

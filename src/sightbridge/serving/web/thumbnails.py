@@ -13,9 +13,9 @@ from sightbridge.data.marks import drawing
 from sightbridge.data.record import Record
 from sightbridge.errors import SightbridgeError
 from sightbridge.images.load import load_image
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.body import RegionBody
-from sightbridge.serving.messages import read_marks
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.body import RegionBody
+from sightbridge.serving.api.messages import read_marks
 
 SIDE = 160
 """Pixels of the longer side."""

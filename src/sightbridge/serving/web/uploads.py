@@ -17,9 +17,9 @@ from sightbridge.errors import ImageError, SightbridgeError
 from sightbridge.images.load import FORMATS, load_image
 from sightbridge.images.video import sample_frames, video_frames
 from sightbridge.scoring.pictures import VIDEOS
-from sightbridge.serving.api_error import ApiError, to_api_error
-from sightbridge.serving.files import StoredFile
-from sightbridge.serving.state import State
+from sightbridge.serving.api.api_error import ApiError, to_api_error
+from sightbridge.serving.api.files import StoredFile
+from sightbridge.serving.api.state import State
 
 FRAMES = 8
 """Pictures that a video gives: as many as for scores."""

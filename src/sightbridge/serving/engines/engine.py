@@ -18,12 +18,12 @@ from sightbridge.data.processor import Processor
 from sightbridge.errors import SightbridgeError
 from sightbridge.generation.answer import generate_ids
 from sightbridge.models.vlm import VisionLanguageModel
-from sightbridge.serving.feature_cache import FeatureCache
-from sightbridge.serving.prompt import Prompt, PromptMaker
-from sightbridge.serving.request import Piece, Request
-from sightbridge.serving.slots import Prefilled, make_rows, prefill
-from sightbridge.serving.ticket import Ticket
-from sightbridge.serving.writing import Writing, choose, finished
+from sightbridge.serving.engines.feature_cache import FeatureCache
+from sightbridge.serving.engines.prompt import Prompt, PromptMaker
+from sightbridge.serving.engines.request import Piece, Request
+from sightbridge.serving.engines.slots import Prefilled, make_rows, prefill
+from sightbridge.serving.engines.ticket import Ticket
+from sightbridge.serving.engines.writing import Writing, choose, finished
 
 PREFILL_POSITIONS = 1024
 """Newcomers join between two steps until their prompts are so long together, but always one, so that running answers

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from threading import Condition, Event
 
-from sightbridge.serving.request import Finished, Piece, Request
+from sightbridge.serving.engines.request import Finished, Piece, Request
 
 Told = Piece | Finished | Exception
 

@@ -15,16 +15,16 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from sightbridge.config.generation import GenerationSettings
-from sightbridge.serving.access_log import internal_error, log_failure
-from sightbridge.serving.answers import Whole, chat_chunk, chat_completion, to_line, usage
-from sightbridge.serving.any_engine import AnyEngine
-from sightbridge.serving.api_error import ApiError, to_api_error
-from sightbridge.serving.body import ChatBody, Message, TextPart
-from sightbridge.serving.messages import read_conversation
-from sightbridge.serving.request import Finished, Piece, Request
-from sightbridge.serving.served import ServedModel
-from sightbridge.serving.state import State
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.api.access_log import internal_error, log_failure
+from sightbridge.serving.api.answers import Whole, chat_chunk, chat_completion, to_line, usage
+from sightbridge.serving.api.api_error import ApiError, to_api_error
+from sightbridge.serving.api.body import ChatBody, Message, TextPart
+from sightbridge.serving.api.messages import read_conversation
+from sightbridge.serving.api.served import ServedModel
+from sightbridge.serving.api.state import State
+from sightbridge.serving.engines.any_engine import AnyEngine
+from sightbridge.serving.engines.request import Finished, Piece, Request
+from sightbridge.serving.engines.ticket import Ticket
 
 LOOK_FOR_CLIENT = 0.25
 """Seconds between two looks whether the client is still there."""

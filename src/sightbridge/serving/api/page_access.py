@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sightbridge.serving.api_error import ApiError
+from sightbridge.serving.api.api_error import ApiError
 
 PREFIX = "/web"
 LOGIN = "/login"

@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sightbridge.errors import CheckpointError, SettingsError, SightbridgeError
-from sightbridge.serving.body import OTHER_FORM, TEXT_FORM
-from sightbridge.serving.engine import EngineClosedError, QueueFull, StepError, UpstreamError
+from sightbridge.serving.api.body import OTHER_FORM, TEXT_FORM
+from sightbridge.serving.engines.engine import EngineClosedError, QueueFull, StepError, UpstreamError
 
 TYPES = {
     401: "authentication_error",

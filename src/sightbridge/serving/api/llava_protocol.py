@@ -19,11 +19,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sightbridge.config.generation import GenerationSettings
-from sightbridge.serving.access_log import internal_error, log_failure
-from sightbridge.serving.answers import usage
-from sightbridge.serving.api_error import ApiError, to_api_error, wrong_fields
-from sightbridge.serving.request import Finished, Request
-from sightbridge.serving.state import State
+from sightbridge.serving.api.access_log import internal_error, log_failure
+from sightbridge.serving.api.answers import usage
+from sightbridge.serving.api.api_error import ApiError, to_api_error, wrong_fields
+from sightbridge.serving.api.state import State
+from sightbridge.serving.engines.request import Finished, Request
 from sightbridge.text.turns import Turn
 
 FAILED, NO_MODEL, UNREACHABLE = 1, 2, 3

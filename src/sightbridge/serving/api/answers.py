@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sightbridge.serving.request import Finished, Piece, TokenLogprob
+from sightbridge.serving.engines.request import Finished, Piece, TokenLogprob
 
 
 class Whole(NamedTuple):

@@ -14,11 +14,11 @@ from sightbridge.data.marks import Drawing
 from sightbridge.errors import nearest
 from sightbridge.scoring.scorer import check_texts
 from sightbridge.scoring.settings import Kind
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.body import FeaturesBody, ScoreBody
-from sightbridge.serving.messages import read_marks
-from sightbridge.serving.served import ScoreTable, ServedModel
-from sightbridge.serving.state import State
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.body import FeaturesBody, ScoreBody
+from sightbridge.serving.api.messages import read_marks
+from sightbridge.serving.api.served import ScoreTable, ServedModel
+from sightbridge.serving.api.state import State
 
 
 def scores_routes(state: State) -> APIRouter:

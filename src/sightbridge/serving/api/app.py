@@ -15,18 +15,18 @@ from starlette.exceptions import HTTPException
 import sightbridge
 from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import SightbridgeError
-from sightbridge.serving.access_log import AccessLog
-from sightbridge.serving.api_error import ApiError, to_api_error
-from sightbridge.serving.chat_api import chat_routes
-from sightbridge.serving.files import Files, StoredFile
-from sightbridge.serving.limits import Gate
-from sightbridge.serving.llava_protocol import llava_routes
-from sightbridge.serving.metrics import Metrics
-from sightbridge.serving.pictures import Pictures
-from sightbridge.serving.remote import Remote
-from sightbridge.serving.scores_api import scores_routes
-from sightbridge.serving.served import ServedModel, ServedModels
-from sightbridge.serving.state import State
+from sightbridge.serving.api.access_log import AccessLog
+from sightbridge.serving.api.api_error import ApiError, to_api_error
+from sightbridge.serving.api.chat_api import chat_routes
+from sightbridge.serving.api.files import Files, StoredFile
+from sightbridge.serving.api.limits import Gate
+from sightbridge.serving.api.llava_protocol import llava_routes
+from sightbridge.serving.api.metrics import Metrics
+from sightbridge.serving.api.pictures import Pictures
+from sightbridge.serving.api.remote import Remote
+from sightbridge.serving.api.scores_api import scores_routes
+from sightbridge.serving.api.served import ServedModel, ServedModels
+from sightbridge.serving.api.state import State
 
 REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 

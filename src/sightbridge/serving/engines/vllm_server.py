@@ -17,9 +17,9 @@ import torch
 
 from sightbridge.config.generation import GenerationSettings
 from sightbridge.errors import SettingsError, nearest
-from sightbridge.serving.engine import UpstreamError
-from sightbridge.serving.request import Request
-from sightbridge.serving.vllm_wire import Step, read_steps, told_by, write_request
+from sightbridge.serving.engines.engine import UpstreamError
+from sightbridge.serving.engines.request import Request
+from sightbridge.serving.engines.vllm_wire import Step, read_steps, told_by, write_request
 
 CONNECT_SECONDS = 5.0
 """For a connection, which is to a machine nearby."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sightbridge.config.serving import ServingSettings
-from sightbridge.serving.files import Files
-from sightbridge.serving.metrics import Metrics
-from sightbridge.serving.pictures import Pictures
-from sightbridge.serving.served import ServedModels
+from sightbridge.serving.api.files import Files
+from sightbridge.serving.api.metrics import Metrics
+from sightbridge.serving.api.pictures import Pictures
+from sightbridge.serving.api.served import ServedModels
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.state import State
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.state import State
 
 ACCESS = logging.getLogger("sightbridge.access")
 ERRORS = logging.getLogger("sightbridge.serving")

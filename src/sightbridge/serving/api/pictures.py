@@ -11,10 +11,10 @@ from sightbridge.config.serving import ServingSettings
 from sightbridge.data.marks import Drawing, drawing
 from sightbridge.errors import DataError, ImageError
 from sightbridge.images.load import load_image, read_bytes
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.files import Files
-from sightbridge.serving.remote import Remote
-from sightbridge.serving.request import Request
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.files import Files
+from sightbridge.serving.api.remote import Remote
+from sightbridge.serving.engines.request import Request
 from sightbridge.visual_prompts import Mark
 from sightbridge.visual_prompts.region import place
 

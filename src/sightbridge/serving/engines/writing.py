@@ -13,8 +13,8 @@ from sightbridge.data.processor import Processor
 from sightbridge.errors import SightbridgeError
 from sightbridge.generation.answer import settled, stop_ids, without_open_bytes
 from sightbridge.generation.generate import score_steps
-from sightbridge.serving.prompt import Prompt
-from sightbridge.serving.request import Finished, Piece, Reason, TokenLogprob
+from sightbridge.serving.engines.prompt import Prompt
+from sightbridge.serving.engines.request import Finished, Piece, Reason, TokenLogprob
 
 
 class Writing:

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpcore
 
-from sightbridge.serving.api_error import ApiError
+from sightbridge.serving.api.api_error import ApiError
 
 MAX_REDIRECTS = 3
 NEVER = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "64:ff9b:1::/48", "2001::/32")))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from sightbridge.serving.request import Request
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.engines.request import Request
+from sightbridge.serving.engines.ticket import Ticket
 
 Result = TypeVar("Result")
 

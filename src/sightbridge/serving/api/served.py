@@ -20,9 +20,9 @@ from sightbridge.models.qformer_pretraining import QFormerPretraining
 from sightbridge.scoring.load import make_backend
 from sightbridge.scoring.scorer import Scorer, Scores
 from sightbridge.scoring.settings import ANSWER_KINDS, Kind
-from sightbridge.serving.any_engine import AnyEngine
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.one_at_a_time import OneAtATime
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.one_at_a_time import OneAtATime
+from sightbridge.serving.engines.any_engine import AnyEngine
 
 Item = TypeVar("Item")
 BATCH = 16

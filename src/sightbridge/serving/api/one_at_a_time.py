@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import TypeVar
 
-from sightbridge.serving.api_error import ApiError
+from sightbridge.serving.api.api_error import ApiError
 
 Result = TypeVar("Result")
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from sightbridge.serving.api_error import ApiError
+from sightbridge.serving.api.api_error import ApiError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.state import State
-from sightbridge.serving.web.access import LOGIN, PREFIX, has_login, is_page, is_stream
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.page_access import LOGIN, PREFIX, has_login, is_page, is_stream
+from sightbridge.serving.api.state import State
 
 OPEN_PATHS = ("/healthz",)
 """What needs no key, and is answered however much there is to do."""

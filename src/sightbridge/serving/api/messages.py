@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from sightbridge.data.regions.plans import PLACEHOLDER
 from sightbridge.generation.pointing import point_at
-from sightbridge.serving.api_error import ApiError
-from sightbridge.serving.body import Message, PicturePart, RegionBody, TextPart
+from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.body import Message, PicturePart, RegionBody, TextPart
 from sightbridge.text.turns import IMAGE_MARKER, Turn, as_text
 from sightbridge.visual_prompts import COLOURS, Mark, Region, parse_colour, region_from_polygons, region_from_strokes
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightbridge.serving.engine import UpstreamError
-from sightbridge.serving.request import Request, TokenLogprob
-from sightbridge.serving.writing import Writing
+from sightbridge.serving.engines.engine import UpstreamError
+from sightbridge.serving.engines.request import Request, TokenLogprob
+from sightbridge.serving.engines.writing import Writing
 
 LONGEST_LINE = 2**20
 """Bytes of one event of a stream."""

@@ -19,14 +19,14 @@ import torch
 from sightbridge.data.processor import Processor
 from sightbridge.errors import SettingsError, SightbridgeError
 from sightbridge.models.vlm import VisionLanguageModel
-from sightbridge.serving.engine import REMEMBERED, EngineClosedError, QueueFull, StepError, UpstreamError
-from sightbridge.serving.feature_cache import FeatureCache
-from sightbridge.serving.prompt import Prompt, PromptMaker
-from sightbridge.serving.request import Request
-from sightbridge.serving.ticket import Ticket
-from sightbridge.serving.vllm_server import RETRY_AFTER, VllmServer
-from sightbridge.serving.vllm_wire import write_request, write_step
-from sightbridge.serving.writing import Writing
+from sightbridge.serving.engines.engine import REMEMBERED, EngineClosedError, QueueFull, StepError, UpstreamError
+from sightbridge.serving.engines.feature_cache import FeatureCache
+from sightbridge.serving.engines.prompt import Prompt, PromptMaker
+from sightbridge.serving.engines.request import Request
+from sightbridge.serving.engines.ticket import Ticket
+from sightbridge.serving.engines.vllm_server import RETRY_AFTER, VllmServer
+from sightbridge.serving.engines.vllm_wire import write_request, write_step
+from sightbridge.serving.engines.writing import Writing
 
 FAMILIES = ("bloom", "cohere", "gpt2", "granite", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3")
 """Families whose embeddings mean the same in vLLM as in transformers: whatever scales or normalises them comes later.

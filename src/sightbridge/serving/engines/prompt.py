@@ -18,9 +18,9 @@ from sightbridge.errors import DataError, ImageError, SettingsError
 from sightbridge.generation.generate import check_room
 from sightbridge.models.context import position_limit
 from sightbridge.models.vlm import FrozenPrefix, VisionLanguageModel, can_read
-from sightbridge.serving.feature_cache import FeatureCache, content_key
-from sightbridge.serving.request import Request
-from sightbridge.serving.ticket import Ticket
+from sightbridge.serving.engines.feature_cache import FeatureCache, content_key
+from sightbridge.serving.engines.request import Request
+from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.text.encode import Encoded
 
 LONGEST = 8192
