@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from sightbridge.evaluation.captions import bleu, cider, rouge_l
+from sightbridge.evaluation.captions import bleu, bleu_counts, cider, rouge_l
 
 WORDS = ["a", "the", "red", "blue", "dog", "cat", "sits", "runs", "on", "under", "table", "street", "small"]
 
@@ -52,3 +52,18 @@ def test_the_right_captions_score_highest():
 def test_nothing_in_common_and_nothing_said():
     assert bleu(["x y z w"], [["a b c d"]]) == rouge_l(["x y z w"], [["a b c d"]]) == 0
     assert cider(["x", ""], [["a b"], ["c d"]]) == bleu([""], [["a"]]) == rouge_l([""], [["a"]]) == 0
+
+
+def test_equal_ngrams_of_different_pictures_are_counted_apart():
+    candidates = ["a a b", "", "c"]
+    references = [["a a a b", "a b"], ["a a b", "c c"], ["b c", "c", "a"]]
+    counts = bleu_counts(candidates, references).tolist()
+    assert counts[0] == [3, 2, 1, 0, 3, 2, 1, 0, 3, 2]  # of two references as close, the shorter
+    assert counts[1] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert counts[2] == [1, 0, 0, 0, 1, 0, 0, 0, 1, 1]
+
+
+def test_the_longest_common_words_need_not_stand_together():
+    assert rouge_l(["a b c d"], [["x a y c z d"]]) == pytest.approx(rouge_l(["a c d q"], [["a x c y d z"]]))
+    assert rouge_l(["d c b a"], [["a b c d"]]) == pytest.approx(0.25)
+    assert rouge_l(["a a a"], [["a a"]]) == pytest.approx(2.44 * (2 / 3) / (1 + 1.44 * 2 / 3))

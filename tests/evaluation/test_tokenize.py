@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sightbridge.errors import SettingsError
+from sightbridge.evaluation import tokenize
 from sightbridge.evaluation.tokenize import PUNCTUATION, caption_tokens, ptb_tokens, segment, segmenter_version
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ptb" / "tokens.json"
@@ -41,6 +43,19 @@ def test_parity_with_recorded_tokens() -> None:
     wrong = [text for text, tokens in rows if counted(ptb_tokens(text)) != counted(tokens)]
     print(f"parity PTB tokens: {len(wrong)} of {len(rows)} texts differ")
     assert not wrong and len(rows) > 200
+
+
+WORDS = sorted({word for text, _ in json.loads(GOLDEN.read_text(encoding="utf-8")) for word in text.split()})
+JOINED = st.lists(st.sampled_from(WORDS) | st.sampled_from([" ", " ", ", ", ",", ".", ". ", " . ", "\n"]), max_size=12)
+
+
+@given(JOINED.map(" ".join) | JOINED.map("".join))
+def test_the_short_way_through_plain_words_is_that_of_all_rules(text: str) -> None:
+    short = ptb_tokens(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenize, "PLAIN", regex.compile(r"(?!)"))
+        patch.setattr(tokenize, "_rules_of", lambda first: tokenize._rules())
+        assert short == ptb_tokens(text)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="the toolkit's tokeniser needs Java")

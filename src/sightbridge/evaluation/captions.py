@@ -7,14 +7,13 @@ candidate and any number of references.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
 from sightbridge.evaluation.bootstrap import Floats
-
-Ngrams = Counter[tuple[str, ...]]
+from sightbridge.evaluation.ngrams import Ints, Ngrams, count_ngrams
 
 MAX_N = 4
 CIDER_SIGMA = 6.0
@@ -35,23 +34,20 @@ def cider_of_each(candidates: Sequence[str], references: Sequence[Sequence[str]]
     A single picture scores 0: every n-gram is then in all references, so none says anything.
     """
     _check(candidates, references)
-    counted = [[_ngrams(text) for text in texts] for texts in references]
-    document_frequency = Counter(ngram for texts in counted for ngram in set().union(*texts))
-    log_pictures = math.log(len(candidates))
-
-    def weigh(ngrams: Ngrams) -> dict[tuple[str, ...], float]:
-        return {
-            ngram: count * (log_pictures - math.log(max(1, document_frequency[ngram])))
-            for ngram, count in ngrams.items()
-        }
-
-    scores = []
-    for candidate, texts in zip(candidates, counted, strict=True):
-        ngrams = _ngrams(candidate)
-        weights = weigh(ngrams)
-        similarities = [_similarity(weights, weigh(text), _length(ngrams) - _length(text)) for text in texts]
-        scores.append(10 * sum(similarities) / len(similarities))
-    return scores
+    pictures, owners = len(candidates), _owners(references)
+    total = np.zeros(len(owners))
+    for said, written in _ngrams(candidates, references):
+        document_frequency = np.bincount(written.of_groups(owners).ngrams, minlength=said.kinds)
+        weights = math.log(pictures) - np.log(np.maximum(1, document_frequency))
+        ours, theirs = said.counts * weights[said.ngrams], written.counts * weights[written.ngrams]
+        common = np.minimum(said.look_up(ours, owners[written.texts], written.ngrams), theirs)
+        dots = np.bincount(written.texts, common * theirs, len(owners))
+        norms = np.sqrt(np.bincount(said.texts, ours**2, pictures)[owners])
+        norms = norms * np.sqrt(np.bincount(written.texts, theirs**2, len(owners)))
+        total += np.divide(dots, norms, out=dots.astype(np.float64), where=norms > 0)
+    differences = _bigrams(candidates)[owners] - _bigrams([*chain.from_iterable(references)])
+    similarities = total / MAX_N * np.exp(-(differences**2) / (2 * CIDER_SIGMA**2))
+    return (10 * np.bincount(owners, similarities) / np.bincount(owners)).tolist()
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], n: int = MAX_N) -> float:
@@ -63,16 +59,16 @@ def bleu_counts(candidates: Sequence[str], references: Sequence[Sequence[str]]) 
     """What BLEU sums over pictures, (pictures, 10): n-grams of each length that are in a reference, n-grams of each
     length, words, and words of the reference that is closest in length."""
     _check(candidates, references)
-    counts = np.zeros((len(candidates), 2 * MAX_N + 2))
+    pictures, owners = len(candidates), _owners(references)
+    counts = np.zeros((pictures, 2 * MAX_N + 2))
+    for n, (said, written) in enumerate(_ngrams(candidates, references)):
+        highest = written.of_groups(owners)
+        allowed = highest.look_up(highest.counts.astype(np.float64), said.texts, said.ngrams)
+        counts[:, n] = np.bincount(said.texts, np.minimum(said.counts, allowed), pictures)
+        counts[:, MAX_N + n] = np.bincount(said.texts, said.counts, pictures)
     for row, candidate, texts in zip(counts, candidates, references, strict=True):
-        highest = Counter[tuple[str, ...]]()
-        for text in texts:
-            highest |= _ngrams(text)
-        for ngram, count in _ngrams(candidate).items():
-            row[len(ngram) - 1] += min(count, highest[ngram])
-            row[MAX_N + len(ngram) - 1] += count
         words = len(candidate.split())
-        row[-2:] = words, min((abs(len(text.split()) - words), len(text.split())) for text in texts)[1]
+        row[-2:] = words, min((abs(length - words), length) for length in (len(text.split()) for text in texts))[1]
     return counts
 
 
@@ -105,7 +101,10 @@ def _rouge_l(candidate: str, references: Sequence[str]) -> float:
     words = candidate.split()
     if not words:
         return 0.0
-    common = [(_common_length(text.split(), words), len(text.split())) for text in references]
+    places: dict[str, int] = {}
+    for place, word in enumerate(words):
+        places[word] = places.get(word, 0) | 1 << place
+    common = [(_common_length(text.split(), places, len(words)), len(text.split())) for text in references]
     precision = max(length for length, _ in common) / len(words)
     recall = max(length / total for length, total in common)
     if not precision:
@@ -113,34 +112,33 @@ def _rouge_l(candidate: str, references: Sequence[str]) -> float:
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def _common_length(one: list[str], other: list[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(other) + 1)
-    for word in one:
-        previous = 0
-        for i, candidate in enumerate(other, start=1):
-            previous, row[i] = row[i], previous + 1 if word == candidate else max(row[i], row[i - 1])
-    return row[-1]
+def _common_length(text: list[str], places: dict[str, int], words: int) -> int:
+    """Length of the longest common subsequence of a text and of so many words, whose ``places`` are given as bits.
+
+    The usual table row by row, each as one number whose bits are 0 where the row rises (Hyyrö, "Bit-parallel
+    LCS-length computation revisited", 2004).
+    """
+    row = every = (1 << words) - 1
+    for word in text:
+        here = row & places.get(word, 0)
+        row = (row + here | row - here) & every
+    return words - row.bit_count()
 
 
-def _similarity(one: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float], difference: int) -> float:
-    """CIDEr-D's cosine of two weighed texts, clipped, for each length of n-gram; then their mean."""
-    total = 0.0
-    for n in range(1, MAX_N + 1):
-        dot = sum(min(w, other[g]) * other[g] for g, w in one.items() if len(g) == n and g in other)
-        norms = [math.sqrt(sum(w * w for g, w in text.items() if len(g) == n)) for text in (one, other)]
-        total += dot / (norms[0] * norms[1]) if all(norms) else dot
-    return total / MAX_N * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
+def _ngrams(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[Ngrams, Ngrams]]:
+    """Those of candidates, and those of all references, for each n."""
+    for ngrams in count_ngrams([*candidates, *chain.from_iterable(references)], MAX_N):
+        yield ngrams.split(len(candidates))
 
 
-def _ngrams(text: str) -> Ngrams:
-    words = text.split()
-    return Counter(tuple(words[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(words) - n + 1))
+def _owners(references: Sequence[Sequence[str]]) -> Ints:
+    """Which picture each of all references is of."""
+    return np.repeat(np.arange(len(references)), [len(texts) for texts in references])
 
 
-def _length(ngrams: Ngrams) -> int:
-    """Length as the toolkit's CIDEr takes it: the number of bigrams."""
-    return sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
+def _bigrams(texts: Sequence[str]) -> Ints:
+    """How long texts are for the toolkit's CIDEr: their numbers of bigrams."""
+    return np.array([max(0, len(text.split()) - 1) for text in texts])
 
 
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
