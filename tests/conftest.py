@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,11 @@ settings.load_profile("patient")
 
 # Before any test module imports a Hugging Face library, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+"""A whole PNG file."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +41,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _runs_draw_no_curves() -> Iterator[None]:
+    """Drawing the curves takes more than all the rest of most of these short runs."""
+    from sightbridge.training import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_panels", lambda panels: ONE_PIXEL)
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs do draw their curves, as they do for everybody else."""
+    from sightbridge.training import charts, report
+
+    monkeypatch.setattr(report, "draw_panels", charts.draw_panels)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cli_workplace import Workplace, run_command
+from PIL import Image
 
 import sightbridge
 from sightbridge.cli.train import _report_chain
@@ -19,6 +20,7 @@ from sightbridge.config.load import load_recipe, read_recipe
 from sightbridge.data.readers.llava import read_llava
 from sightbridge.training import run as run_module
 from sightbridge.training.chain import StepResult
+from sightbridge.training.report import write_run_report
 
 ROW = {
     "image": "images/train/00000.png",
@@ -40,6 +42,12 @@ def test_a_run_leaves_settings_environment_log_and_model(workplace: Workplace) -
     assert environment["sightbridge"] == sightbridge.__version__
     assert environment["torch"] == torch.__version__
     assert [line["step"] for line in read_log(run) if line["kind"] == "train"] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("drawn_curves")
+def test_the_curves_of_a_run_are_drawn(workplace: Workplace) -> None:
+    write_run_report(workplace.run)
+    assert Image.open(workplace.run / "curves.png").width > 1000
 
 
 def test_only_the_connector_was_trained(workplace: Workplace) -> None:

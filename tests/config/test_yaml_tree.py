@@ -73,7 +73,7 @@ def test_an_empty_document_is_nothing(text: str) -> None:
         ("a: &x {b: 1}\nc:\n  <<: *x\n", "x.yaml:3: a key must be a name"),
         ("[a]: 1\n", "x.yaml:1: a key must be a name"),
         ("a: &x [*x]\n", "nested too deeply"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 600, "nested too deeply"),
         ("a: 1\nb: \x07\n", "x.yaml:2: the character U+0007"),
         ("a: 1\n---\nb: 1\n", "expected a single document"),
         ("x" * (MAX_BYTES + 1), "larger than 256 KiB"),

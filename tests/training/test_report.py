@@ -9,6 +9,8 @@ from sightbridge.errors import DataError
 from sightbridge.training.charts import LEARNING_RATES, Panel, draw_panels, run_panels
 from sightbridge.training.report import read_lines, tables_of_parts, write_run_report
 
+pytestmark = pytest.mark.usefixtures("drawn_curves")
+
 TRAIN = {"kind": "train", "samples_per_second": 10.0, "memory_gb": 0.5}
 HISTORY = [
     TRAIN | {"step": 1, "loss": 2.0, "loss/itc": 1.5, "lr/connector": 0.1, "lr/connector/no_decay": 0.1},

@@ -11,7 +11,7 @@ import errno
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -86,8 +86,8 @@ class _InOrder(TyperGroup):
         return list(VERBS)
 
 
-def build_app() -> typer.Typer:
-    """The application with all verbs."""
+def build_app(verbs: Mapping[str, Callable[..., None] | typer.Typer] = VERBS) -> typer.Typer:
+    """The application with all verbs, or some of them."""
     app = typer.Typer(
         cls=_InOrder,
         name="sightbridge",
@@ -97,7 +97,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(sightbridge)
-    for name, verb in VERBS.items():
+    for name, verb in verbs.items():
         if isinstance(verb, typer.Typer):
             app.add_typer(verb, name=name)
         else:
@@ -138,8 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use_utf8()
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # pictures have bounds of our own
     arguments, debug = _without_debug(list(sys.argv[1:] if arguments is None else arguments))
+    # the other verbs take a tenth of a second to build, and only help and completion show them
+    verbs = {verb: VERBS[verb] for verb in arguments[:1] if verb in VERBS} or VERBS
     try:
-        build_app()(args=arguments, prog_name="sightbridge")
+        build_app(verbs)(args=arguments, prog_name="sightbridge")
     except SightbridgeError as error:
         _fail(str(error), debug)
     except Exception as error:

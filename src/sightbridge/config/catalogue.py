@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from sightbridge.errors import SettingsError, nearest
@@ -12,9 +13,10 @@ LAUNCHERS = Path(__file__).parent.parent / "launch"
 """Folder of the shipped configuration files for ``accelerate launch``."""
 
 
-def recipe_names() -> list[str]:
+@cache
+def recipe_names() -> tuple[str, ...]:
     """Names of all shipped recipes, sorted."""
-    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    return tuple(sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")))
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:
@@ -32,7 +34,7 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     if path.suffix in (".yaml", ".yml", ".json"):
         raise SettingsError(f"recipe file '{path}' does not exist")
     raise SettingsError(
-        f"unknown recipe '{name}'.{nearest(name, names)} 'sightbridge recipes' lists them; "
+        f"unknown recipe '{name}'.{nearest(name, list(names))} 'sightbridge recipes' lists them; "
         "a file of your own ends in .yaml"
     )
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
@@ -132,7 +133,7 @@ def _read_file(path: Path, based: tuple[Path, ...], find: Callable[[str, Path | 
     if path.resolve() in [known.resolve() for known in based]:
         circle = " -> ".join(str(known) for known in (*based, path))
         raise SettingsError(f"recipes are based on each other in a circle: {circle}", "base")
-    tree = read_yaml(_read_text(path), lambda line: f"{path}:{line}") or Given({}, f"{path}:1")
+    tree = _parse(_read_text(path), path)
     if not isinstance(tree.value, dict):
         raise SettingsError(f"{tree.where}: a recipe is a group of settings (key: value)")
     base = tree.value.get("base")
@@ -146,6 +147,12 @@ def _read_file(path: Path, based: tuple[Path, ...], find: Callable[[str, Path | 
     except SettingsError as error:
         raise SettingsError(f"{base.where}: base: {error}", "base") from error
     return merge(_read_file(base_path, (*based, path), find), own)
+
+
+@lru_cache(maxsize=512)
+def _parse(text: str, path: Path) -> Given:
+    """The tree of a file. Kept, for many recipes share their bases and nothing changes a tree once it is read."""
+    return read_yaml(text, lambda line: f"{path}:{line}") or Given({}, f"{path}:1")
 
 
 def _read_text(path: Path) -> str:
