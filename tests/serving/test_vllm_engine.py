@@ -236,6 +236,11 @@ def test_refusals_are_passed_on(status: int, headers: dict, told: int, after: fl
         assert engine.stats()["failed"] == 1
 
 
+def _with_logprobs(values: str, likeliest: str) -> bytes:
+    told = f'{{"token_logprobs": {values}, "top_logprobs": {likeliest}}}'
+    return f'data: {{"choices": [{{"token_ids": [1], "logprobs": {told}, "finish_reason": null}}]}}\n\n'.encode()
+
+
 @pytest.mark.parametrize(
     ("events", "says"),
     [
@@ -250,6 +255,14 @@ def test_refusals_are_passed_on(status: int, headers: dict, told: int, after: fl
         ([b'data: {"choices": [{"token_ids": [], "finish_reason": "abort"}]}\n\n'], "abort"),
         ([b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'], "out of memory"),
         ([b"data: " + b"x" * 2**21], "more than"),
+        ([b"data: " + b"[" * 2**19 + b"\n\n"], "no answer"),
+        ([b'data: {"choices": [{"token_ids": [1], "finish_reason": 5}]}\n\n'], "no answer"),
+        ([_with_logprobs("[NaN]", "[{}]")], "no answer"),
+        ([_with_logprobs("[-1.0]", '[{"token_id:1": Infinity}]')], "no answer"),
+        ([_with_logprobs("[-1.0, -1.0]", "[{}, {}]")], "no answer"),
+        ([_with_logprobs("[-1.0]", '[{"token_id:99999999": -1.0}]')], "does not have"),
+        ([b'data: {"choices": [{"token_ids": [99999999], "finish_reason": "length"}]}\n\n'], "does not have"),
+        ([b'data: {"choices": [{"token_ids": [%d], "finish_reason": null}]}\n\n' % (2**90)], "does not have"),
     ],
 )
 def test_answers_that_are_none(events: list[bytes], says: str) -> None:
@@ -257,16 +270,6 @@ def test_answers_that_are_none(events: list[bytes], says: str) -> None:
         behind.spoil = events
         with pytest.raises(UpstreamError, match=says):
             engine.submit(ask()).result(10)
-
-
-def test_a_token_that_there_is_not() -> None:
-    """Of the larger table of another model: its text is empty, as for our own."""
-    with handed_over() as (engine, behind):
-        behind.spoil = [b'data: {"choices": [{"token_ids": [99999999], "finish_reason": "length"}]}\n\n']
-        try:
-            assert engine.submit(ask()).result(10)[1].completion_tokens == 1
-        except (UpstreamError, StepError) as error:
-            assert "99999999" in str(error) or "failed" in str(error)
 
 
 def test_a_server_that_says_nothing_or_is_gone() -> None:

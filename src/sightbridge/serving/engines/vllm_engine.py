@@ -67,7 +67,9 @@ class VllmEngine:
         self.model, self.processor, self.server, self.name = model.eval(), processor, server, name
         self.max_batch, self.max_queue = max_batch, max_queue
         _check_family(model)
-        server.probe(model.language_model.width, model.language_model.model.get_input_embeddings().weight.dtype)
+        table = model.language_model.model.get_input_embeddings().weight
+        server.probe(model.language_model.width, table.dtype)
+        self._vocabulary = len(table)
         self._cache = FeatureCache(feature_cache_bytes)
         self._prompts = PromptMaker(model, processor, self._cache)
         self._prompts.max_tokens = min(self._prompts.max_tokens, server.max_tokens or self._prompts.max_tokens)
@@ -195,7 +197,7 @@ class VllmEngine:
         self._counts["prompt_tokens"] += prompt.length
         async with aclosing(self.server.steps(self._pool, body)) as steps:  # type: ignore[type-var]
             async for step in steps:
-                if reason := write_step(row, step):
+                if reason := write_step(row, step, self._vocabulary):
                     self._finish(row, reason)
                     if not step.reason:  # a text ended it, which the server does not know
                         return

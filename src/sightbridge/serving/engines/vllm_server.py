@@ -102,7 +102,7 @@ class VllmServer:
             content = await _read_some(response)
         try:
             return {str(model["id"]): model.get("max_model_len") for model in json.loads(content)["data"]}
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UpstreamError("what answers there is no server of OpenAI's API.") from None
 
     @asynccontextmanager
@@ -129,7 +129,7 @@ def told_upstream(response: httpcore.Response, content: bytes) -> UpstreamError:
     """What a refusal of the server's means for who asked us."""
     try:
         said = told_by(json.loads(content))
-    except ValueError:
+    except (ValueError, RecursionError):
         said = "no reason given"
     headers = {name.lower(): value for name, value in response.headers}
     after = headers.get(b"retry-after", b"").decode("latin-1")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ async def read_steps(chunks: AsyncIterator[bytes]) -> AsyncIterator[Step]:
                 raise UpstreamError(f"The vLLM server ended the answer: {told_by(event)}.")
             if event["choices"]:
                 yield _read_step(event["choices"][0])
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
             raise UpstreamError(f"The vLLM server sent what is no answer ({type(error).__name__}: {error}).") from error
     if not is_whole:
         raise UpstreamError("The vLLM server ended the answer in the middle of it.")
@@ -100,8 +101,14 @@ def told_by(answer: Any) -> str:
     return " ".join(str(found).split())[:300].rstrip(".")
 
 
-def write_step(row: Writing, step: Step) -> str | None:
-    """Write the tokens of a step; returns why the answer ends, if it does."""
+def write_step(row: Writing, step: Step, vocabulary: int) -> str | None:
+    """Write the tokens of a step; returns why the answer ends, if it does.
+
+    Raises ``UpstreamError`` for tokens that a model with ``vocabulary`` tokens does not have.
+    """
+    told = [token for found in step.logprobs if found for token in found[1]]
+    if not all(0 <= token < vocabulary for token in (*step.token_ids, *told)):
+        raise UpstreamError("The vLLM server sends tokens that the language model does not have: it holds another one.")
     for token, told in zip(step.token_ids, step.logprobs, strict=True):
         if reason := row.write(token, _as_logprob(row, token, told)):
             return reason
@@ -132,10 +139,20 @@ def _read_step(choice: dict[str, Any]) -> Step:
     if found:
         tops = found.get("top_logprobs") or [None] * len(ids)
         logprobs = [
-            None if value is None else (float(value), {_token_id(key): float(v) for key, v in (top or {}).items()})
+            None if value is None else (_number(value), {_token_id(key): _number(v) for key, v in (top or {}).items()})
             for value, top in zip(found["token_logprobs"], tops, strict=True)
         ]
-    return Step(ids, logprobs, choice.get("finish_reason"))
+    reason = choice.get("finish_reason")
+    if len(logprobs) != len(ids) or not isinstance(reason, str | None):
+        raise UpstreamError("The vLLM server sent what is no answer: log-probabilities of other tokens, or no reason.")
+    return Step(ids, logprobs, reason)
+
+
+def _number(value: Any) -> float:
+    """A log-probability; minus infinity is one."""
+    if math.isnan(number := float(value)) or number == math.inf:
+        raise ValueError(f"a log-probability of {number}")
+    return number
 
 
 def _token_id(name: str) -> int:
