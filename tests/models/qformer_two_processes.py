@@ -1,8 +1,7 @@
-"""Stage-1 losses as one of two processes; started by ``test_qformer_distributed``. Usage: THIS FOLDER"""
+"""Stage-1 losses as one of two processes; started by ``test_qformer_distributed``."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,7 @@ def run(rows: list[int]) -> dict[str, Any]:
     return {name: run_case(case, rows, whole(case).loss_counts) for name, case in CASES.items()}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def run_share(folder: Path) -> None:
+    """Write what this process' rows give to ``folder``/process-RANK.pt."""
     dist.init_process_group("gloo")
-    torch.save(run(ROWS[dist.get_rank()]), Path(sys.argv[1]) / f"process-{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+    torch.save(run(ROWS[dist.get_rank()]), folder / f"process-{dist.get_rank()}.pt")

@@ -1,34 +1,17 @@
 """Two processes reach the losses of one that has all their rows: negatives come from everywhere."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
-import qformer_two_processes
 import torch
 from builders import widest_difference
-from qformer_two_processes import CASES, ROWS, run
+from qformer_two_processes import CASES, ROWS, run, run_share
+
+from processes import start_two
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, qformer_two_processes.__file__, str(folder)]
-    started = [
-        subprocess.Popen(
-            command, env=environment | {"RANK": rank, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    for started_process in started:
-        _, errors = started_process.communicate(timeout=120)
-        assert started_process.returncode == 0, errors
+    start_two({}, run_share, folder)
     return [torch.load(folder / f"process-{rank}.pt", weights_only=True) for rank in "01"]
 
 

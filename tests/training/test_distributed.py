@@ -1,22 +1,14 @@
 """Two processes train exactly as one does on the same records, whatever the launcher made of the model."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import two_processes
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from two_processes import CASES, STEPS, run_case
+from two_processes import CASES, STEPS, run_case, run_cases
 
+from processes import start_two
 from sightbridge.config.catalogue import find_launcher
 from sightbridge.errors import SettingsError
-
-SCRIPT = Path(two_processes.__file__)
 
 
 def launcher_environment(name):
@@ -33,29 +25,9 @@ def launcher_environment(name):
     return {"ACCELERATE_USE_DEEPSPEED": "true", "LOCAL_WORLD_SIZE": "2", **use_cpu, **options}
 
 
-def start_two(launcher, script, arguments):
-    """Start two processes as torchrun does, and wait until both are done."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(script), *arguments]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "FSDP_"))}
-    environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    environment |= launcher_environment(launcher)
-    started = [
-        subprocess.Popen(
-            command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-
-
 def train_on_two(launcher, cases, folder):
     """What both processes ended with, case by case."""
-    start_two(launcher, SCRIPT, [str(folder), *cases])
+    start_two(launcher_environment(launcher), run_cases, folder, list(cases))
     return [torch.load(folder / f"process-{rank}.pt") for rank in "01"]
 
 

@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import two_processes_resume
 from safetensors.torch import load_file
-from test_distributed import start_two
+from test_distributed import launcher_environment
 from test_llava_tiny_losses import TWINS
-from two_processes_resume import run_twice
+from two_processes_resume import run_all, run_twice
 
+from processes import start_two
 from sightbridge.checkpoints.folder import load_model
 
-SCRIPT = Path(two_processes_resume.__file__)
 COMMON = (
     "training.steps=3",
     "training.global_batch=4",
@@ -66,7 +65,7 @@ def test_two_processes_leave_behind_what_one_does_stopped_or_not(
 ) -> None:
     if launcher.startswith("zero"):
         pytest.importorskip("deepspeed")
-    start_two(launcher, SCRIPT, [str(tmp_path), json.dumps(runs(scenes, batch_size=2))])
+    start_two(launcher_environment(launcher), run_all, tmp_path, runs(scenes, batch_size=2))
     for name in RECIPES:
         straight, killed, one = tmp_path / name / "straight", tmp_path / name / "killed", alone / name / "killed"
         # ZeRO-3 adds gradients up in another order in its first step, whichever that is, so rounds otherwise

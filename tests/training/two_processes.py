@@ -1,9 +1,9 @@
-"""Train as one of two processes; started by ``test_distributed``. Usage: two_processes.py FOLDER CASE..."""
+"""Train as one of two processes; started by ``test_distributed``."""
 
 from __future__ import annotations
 
 import copy
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -97,12 +97,8 @@ def own_slices(model: nn.Module) -> dict[str, Tensor]:
     return held
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def run_cases(folder: Path, names: Sequence[str]) -> None:
+    """Train cases as one of two processes; writes what came of them to ``folder``/process-RANK.pt."""
     losses.LOGITS_AT_ONCE = 5 * VOCABULARY  # several chunks of logits, and not as many on every process
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
-    results = {}
-    for name in cases:
-        results[name] = run_case(name, folder, processes=2)
+    results = {name: run_case(name, folder, processes=2) for name in names}
     torch.save(results, folder / f"process-{torch.distributed.get_rank()}.pt")
-    torch.distributed.destroy_process_group()

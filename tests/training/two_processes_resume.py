@@ -1,20 +1,17 @@
-"""Run recipes as one of two processes, whole and killed in between; started by ``test_distributed_resume``.
-
-Usage: two_processes_resume.py FOLDER RECIPES, the latter JSON: folder inside -> recipe and overrides.
-"""
+"""Run recipes as one of two processes, whole and killed in between; started by ``test_distributed_resume``."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
 
 from sightbridge.config.load import load_recipe, read_recipe
+from sightbridge.training import report
 from sightbridge.training.run import run_recipe
 
 
@@ -34,9 +31,8 @@ def run_twice(folder: Path, recipe: str, overrides: list[str]) -> None:
     run_recipe(loaded, folder / "killed", resume=True, console=Console(quiet=True))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for name, (recipe, *overrides) in json.loads(sys.argv[2]).items():
-        run_twice(Path(sys.argv[1]) / name, recipe, overrides)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def run_all(folder: Path, recipes: Mapping[str, Sequence[str]]) -> None:
+    """Run recipes, each with its overrides, into folders of these names, as one of two processes."""
+    report.draw_panels = lambda panels: b""  # which would take longer than all the rest
+    for name, (recipe, *overrides) in recipes.items():
+        run_twice(folder / name, recipe, overrides)
