@@ -161,14 +161,14 @@ def test_the_best_are_marked_and_nothing_is_markup() -> None:
         [[0.1, 0.9], [0.2, 0.3]], [[[TokenScore('<"yes">', -0.5)], []], [[], []]], {"kind": "vqascore", "model": "<m>"}
     )
     shown = write_table(
-        table, [ShownPicture("f", "<a>.png", png(1)), ShownPicture("g", "b.png", png(2))], ["<b>one", "two"], 0.5
+        table, [ShownPicture("f", "<a>.png", png(1)), ShownPicture("g", "b.png", png(2))], ["<b>one", "two"], 0.5, 336
     )
     cells = re.findall(r"<td[^>]*>(.*?)</td>", shown)
     assert [re.sub("<[^>]*>", "", cell) for cell in cells] == ["0.1000", "0.9000 ★ ▲", "0.2000 ▲", "0.3000 ★"]
     assert "&lt;b&gt;one" in shown and "&lt;a&gt;.png" in shown and "&lt;m&gt;" in shown
     assert "<b>one" not in shown and "<a>" not in shown and '<"yes">' not in shown
     assert "4 pairs in 0.50 s" in shown
-    alone = write_table(ScoreTable([[0.1]], [[[]]], {"kind": "itm"}), [ShownPicture("f", "a", png(1))], ["one"], 1)
+    alone = write_table(ScoreTable([[0.1]], [[[]]], {"kind": "itm"}), [ShownPicture("f", "a", png(1))], ["one"], 1, 336)
     assert "★" not in alone and "▲" not in alone and "1 pair in" in alone
 
 

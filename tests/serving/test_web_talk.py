@@ -54,7 +54,7 @@ def upload(state: State, seed: int, *regions: dict[str, Any]) -> Picture:
 
 
 def ask(talk: Talk, question: str, *pictures: Picture) -> bool:
-    return talk.ask(question, [AskedPicture.of(picture) for picture in pictures])
+    return talk.ask(question, [AskedPicture.of(picture, 336) for picture in pictures])
 
 
 def answer(talk: Talk, state: State, system: str = "", **settings: Any) -> int:

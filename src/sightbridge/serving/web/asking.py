@@ -38,7 +38,9 @@ async def write_answers(
     Raises:
         ApiError: the talk's last question is being answered already, or the server takes no more requests.
     """
-    _check_room(talk, state)
+    if talk.is_busy:
+        raise ApiError(409, "An answer is being written; stop it first.", code="busy")
+    check_room(state)
     exchange = talk.exchanges[-1]
     exchange.settings, exchange.answers = settings, [Answer(model) for model in models]
     talk.is_busy, talk.is_stopped, talk.tickets = True, False, []
@@ -63,9 +65,8 @@ async def write_answers(
             talk.is_busy = False
 
 
-def _check_room(talk: Talk, state: State) -> None:
-    if talk.is_busy:
-        raise ApiError(409, "An answer is being written; stop it first.", code="busy")
+def check_room(state: State) -> None:
+    """Raise ``ApiError`` if the server takes no more requests, as for those of the API."""
     if state.draining:
         raise ApiError(503, "This server is about to end; ask another one, or later.", retry_after=5)
     if state.in_flight >= state.settings.max_in_flight:

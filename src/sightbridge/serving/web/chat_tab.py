@@ -16,6 +16,7 @@ from sightbridge.serving.web.controls import Controls, read_controls
 from sightbridge.serving.web.examples import examples
 from sightbridge.serving.web.pictures_box import PicturesBox
 from sightbridge.serving.web.talk import AskedPicture, Talk
+from sightbridge.serving.web.toast import warn
 from sightbridge.serving.web.transcript import answer_at, as_typed, exchange_at, transcript
 from sightbridge.serving.web.votes import ONE, TWO, Votes
 
@@ -24,7 +25,9 @@ WELCOME = "Add a picture, or choose an example, and ask about it."
 EXAMPLES_SCRIPT = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-number]');
-  if (button) trigger('select', {index: Number(button.dataset.number), value: ''});
+  if (!button) return;
+  trigger('select', {index: Number(button.dataset.number), value: ''});
+  document.querySelector('#question textarea').focus();
 });
 """
 
@@ -136,7 +139,7 @@ class ChatTab:
             if not words.strip():
                 raise ApiError(400, "Write a question first.")
         except ApiError as error:
-            gr.Warning(error.message, title="Not asked")
+            warn(error.message)
             yield [gr.skip()] * 4
             return
         if talk.ask(words, pictures):
@@ -149,7 +152,7 @@ class ChatTab:
     ) -> AsyncIterator[list[Any]]:
         """Answer the last question once more."""
         if not talk.exchanges:
-            gr.Warning("There is no question yet.", title="Not asked")
+            warn("There is no question yet.")
             yield [gr.skip()] * 4
             return
         async for update in self.ask_again(request, talk, -1, None, box, model, other, controls):
@@ -174,7 +177,7 @@ class ChatTab:
     ) -> AsyncIterator[list[Any]]:
         """Go back to a question and ask it, or others ``words``."""
         if talk.is_busy:
-            gr.Warning("An answer is being written; stop it first.")
+            warn("An answer is being written; stop it first.")
             yield [gr.skip()] * 4
             return
         before = talk.take_back(number)
@@ -192,7 +195,7 @@ class ChatTab:
                 async for _ in news:
                     yield [*self._show(talk, other), _while_writing(), gr.update(visible=False)]
         except ApiError as error:
-            gr.Warning(error.message, title="Not asked")
+            warn(error.message)
         finally:
             self.running.pop(request.session_hash, None)
         last = talk.exchanges[-1]
@@ -263,7 +266,7 @@ class ChatTab:
         if name is None:
             return gr.skip()
         if name not in self.models:
-            gr.Warning(f"There is no model '{name[:80]}' here that answers questions.")
+            warn(f"There is no model '{name[:80]}' here that answers questions.")
             return gr.skip()
         return name
 
@@ -274,7 +277,7 @@ class ChatTab:
     async def _read_pictures(self, box: Any) -> list[AskedPicture]:
         shown = self.box.read(box, self.state)
         self.state.pictures.check_count(len(shown), sum(len(picture.regions) for picture in shown))
-        return [await run_sync(AskedPicture.of, picture) for picture in shown]
+        return [await run_sync(AskedPicture.of, picture, self.box.anchor) for picture in shown]
 
     def _show(self, talk: Talk, other: str) -> list[Any]:
         return [

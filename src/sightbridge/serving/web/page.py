@@ -6,14 +6,18 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fastapi import FastAPI
 
 from sightbridge.serving.api.page_access import PREFIX, PageGuard, login_routes
 from sightbridge.serving.api.state import State
 
+HERE = Path(__file__).parent
 SESSIONS = 1000
 """Open pages that are remembered; the ones that were used longest ago are forgotten first."""
 FILE_SECONDS = 3600
@@ -32,7 +36,8 @@ def mount_page(app: FastAPI, state: State) -> None:
     import gradio as gr
 
     app.include_router(login_routes(state.api_key))
-    blocks = make_blocks(state)
+    with _one_application():
+        blocks = make_blocks(state)
     blocks.state_session_capacity = SESSIONS
     gr.mount_gradio_app(
         app,
@@ -48,7 +53,8 @@ def mount_page(app: FastAPI, state: State) -> None:
         enable_monitoring=False,
         pwa=False,
         theme=make_theme(),
-        css_paths=[Path(__file__).parent / "page.css"],
+        css_paths=[HERE / "page.css"],
+        js=(HERE / "page.js").read_text(encoding="utf-8"),
     )
     app.add_middleware(PageGuard)
 
@@ -58,9 +64,10 @@ def make_blocks(state: State):
     import gradio as gr
 
     from sightbridge.serving.web.chat_tab import ChatTab
+    from sightbridge.serving.web.plain_blocks import PlainBlocks
     from sightbridge.serving.web.score_tab import score_tab
 
-    with gr.Blocks(
+    with PlainBlocks(
         title="sightbridge", analytics_enabled=False, fill_width=True, delete_cache=(FILE_SECONDS // 4, FILE_SECONDS)
     ) as blocks:
         gr.HTML("<h1>sightbridge</h1><p>Ask about pictures. Nothing leaves this server.</p>", elem_id="title")
@@ -75,6 +82,18 @@ def make_blocks(state: State):
                 score_tab(state)
     blocks.queue(default_concurrency_limit=None, api_open=False, max_size=state.settings.max_in_flight)
     return blocks
+
+
+@contextmanager
+def _one_application() -> Iterator[None]:
+    """Keep blocks from building their web application, which takes most of their time, before they are mounted.
+
+    Gradio does so when blocks begin, when they end and when they get a queue, and throws each one away for the next.
+    """
+    from gradio.routes import App
+
+    with patch.object(App, "create_app"):
+        yield
 
 
 def make_theme():

@@ -42,7 +42,7 @@ function icon(drawn) {
 
 const root = element.querySelector('.pictures-box');
 const files = make('input', {
-  type: 'file', multiple: true, accept: 'image/*,video/*', 'aria-label': props.label, onchange: () => take(files.files),
+  type: 'file', multiple: true, tabindex: -1, accept: 'image/*,video/*', 'aria-label': props.label, onchange: () => take(files.files),
 });
 const canvas = make('canvas', {'aria-label': 'The picture; drag on it to mark something'});
 const empty = make('button', {class: 'empty', type: 'button', onclick: () => files.click()},
@@ -57,8 +57,9 @@ const clear = make('button', {type: 'button', title: 'Remove all marks', 'aria-l
 const tools = make('div', {class: 'tools', role: 'toolbar'}, shapes, colors, make('div', {class: 'group'}, undo, clear));
 const strip = make('div', {class: 'strip'});
 const list = make('ul', {class: 'marks', 'aria-label': 'Marks'});
+const hint = make('p', {class: 'hint'}, 'A click on a mark puts it into the question.');
 const said = make('p', {class: 'said', role: 'status'});
-root.append(files, stage, ...(props.draws ? [tools] : []), strip, ...(props.draws ? [list] : []), said);
+root.append(files, stage, ...(props.draws ? [tools] : []), strip, ...(props.draws ? [list] : []), ...(props.question ? [hint] : []), said);
 
 for (const [shape, [what, drawn]] of Object.entries(TOOLS)) {
   shapes.append(make('button', {type: 'button', role: 'radio', title: what, 'aria-label': what, 'data-shape': shape,

@@ -79,7 +79,7 @@ class PicturesBox:
         max_images: int | None = None,
         height: int = 520,
     ) -> None:
-        self.state = state
+        self.state, self.anchor = state, _anchor(state)
         settings = state.settings
         self.component = gr.HTML(
             value=self.value(),
@@ -95,7 +95,7 @@ class PicturesBox:
             words=PREPOSITIONS,
             widths={shape: constant for shape, (_, _, constant) in WIDTHS.items()},
             colors=list(COLOURS),
-            anchor=_anchor(state),
+            anchor=self.anchor,
             max_bytes=min(settings.max_image_bytes, settings.max_body_bytes - ROOM_FOR_FORM),
             max_images=max_images or settings.max_images,
             height=height,

@@ -20,8 +20,10 @@ from sightbridge.serving.api.api_error import ApiError, to_api_error, wrong_fiel
 from sightbridge.serving.api.body import ScoreBody
 from sightbridge.serving.api.scores_api import find_scores
 from sightbridge.serving.api.state import State
+from sightbridge.serving.web.asking import check_room
 from sightbridge.serving.web.pictures_box import PicturesBox
 from sightbridge.serving.web.score_table import write_table
+from sightbridge.serving.web.toast import warn
 
 TOLD_EVERY = 0.25
 """Seconds between two lines about how far it is."""
@@ -106,7 +108,7 @@ class ScoreTab:
         """Score every picture of the box with every text."""
         begun, done = time.monotonic(), [0]
         try:
-            self._check_room()
+            check_room(self.state)
             pictures = self.box.read(box, self.state)
             body = _read_body(model, kind, texts, asked, [picture.scored for picture in pictures])
             pairs = len(pictures) * len(body.texts)
@@ -118,19 +120,12 @@ class ScoreTab:
                 finally:
                     working.cancel()
                 table = working.result()
-            shown = await run_sync(write_table, table, pictures, body.texts, time.monotonic() - begun)
+            shown = await run_sync(write_table, table, pictures, body.texts, time.monotonic() - begun, self.box.anchor)
         except Exception as error:
-            gr.Warning(_as_told(error).message, title="Not scored")
+            warn(_as_told(error).message)
             yield _ended(gr.skip())
             return
         yield _ended(shown)
-
-    def _check_room(self) -> None:
-        """As for requests of the API."""
-        if self.state.draining:
-            raise ApiError(503, "This server is about to end; ask another one, or later.", retry_after=5)
-        if self.state.in_flight >= self.state.settings.max_in_flight:
-            raise ApiError(429, f"{self.state.in_flight} requests are being handled already; try again soon.")
 
     def _choose_model(self, model: str) -> Any:
         return gr.update(**self._kinds_of(model)), gr.update(visible=self._asks(model))

@@ -20,8 +20,13 @@ SAVED = {".csv": "text/csv", ".jsonl": "application/jsonl", ".json": "applicatio
 """Endings and types of the files that a table can be saved as; the last one has the record too."""
 
 
-def write_table(table: ScoreTable, pictures: Sequence[ShownPicture], texts: Sequence[str], seconds: float) -> str:
-    """The table as HTML: a row for each picture, a column for each text, the best of both marked."""
+def write_table(
+    table: ScoreTable, pictures: Sequence[ShownPicture], texts: Sequence[str], seconds: float, seen: int
+) -> str:
+    """The table as HTML: a row for each picture, a column for each text, the best of both marked.
+
+    ``seen``: as for ``thumbnail``.
+    """
     scores = Scores(
         values=torch.tensor(table.scores),
         images=[picture.name for picture in pictures],
@@ -36,7 +41,7 @@ def write_table(table: ScoreTable, pictures: Sequence[ShownPicture], texts: Sequ
         "scores.html.jinja",
         texts=texts,
         rows=[
-            {"name": picture.name, "picture": thumbnail(picture.data, picture.regions), "cells": cells}
+            {"name": picture.name, "picture": thumbnail(picture.data, picture.regions, seen), "cells": cells}
             for picture, cells in zip(pictures, _cells(table), strict=True)
         ],
         timing=f"{pairs:,} {'pair' if pairs == 1 else 'pairs'} in {seconds:.2f} s",

@@ -52,9 +52,10 @@ class AskedPicture:
     thumbnail: str
 
     @classmethod
-    def of(cls, shown: Shown) -> AskedPicture:
-        """Raises ``ApiError`` for a mark outside of the picture."""
-        return cls(shown.file, shown.part, hashlib.sha256(shown.data).hexdigest(), thumbnail(shown.data, shown.regions))
+    def of(cls, shown: Shown, seen: int) -> AskedPicture:
+        """``seen``: as for ``thumbnail``. Raises ``ApiError`` for a mark outside of the picture."""
+        small = thumbnail(shown.data, shown.regions, seen)
+        return cls(shown.file, shown.part, hashlib.sha256(shown.data).hexdigest(), small)
 
 
 @dataclass

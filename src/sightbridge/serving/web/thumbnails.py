@@ -19,15 +19,16 @@ from sightbridge.serving.api.messages import read_marks
 
 SIDE = 160
 """Pixels of the longer side."""
-SEEN = 336
-"""Side of the pictures that widths of marks are meant for, as most models see them; a model's own may be another."""
 
 
-def thumbnail(data: bytes, regions: Sequence[dict[str, Any]] = ()) -> str:
-    """A small copy of an encoded picture, with its marks, as a ``data:`` URL. Raises ``ApiError``."""
+def thumbnail(data: bytes, regions: Sequence[dict[str, Any]], seen: int) -> str:
+    """A small copy of an encoded picture, with its marks, as a ``data:`` URL. Raises ``ApiError``.
+
+    ``seen``: side of the pictures that widths of marks are meant for, which is the model's own.
+    """
     try:
         marks = read_marks([RegionBody.model_validate(region) for region in regions], image=0)
-        picture = load_image(drawing(Record("thumbnail", (), (), marks=tuple(marks)), 0).on(data, SEEN))
+        picture = load_image(drawing(Record("thumbnail", (), (), marks=tuple(marks)), 0).on(data, seen))
     except SightbridgeError as error:
         raise ApiError(400, str(error), code="invalid_region") from error
     return to_url(picture, SIDE)
