@@ -4,73 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from api_server import Live, SteeredEngine, answer_yes, live, png, served, wait_until
+from api_server import Live, SteeredEngine, answer_yes, live, png, wait_until
+from chromium import page_of
 
 from sightbridge.serving.engines.request import Finished, Piece
 from sightbridge.serving.engines.ticket import Ticket
 
-pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
-
 QUESTION, SEND = "#question textarea", "#question button"
 SECOND = 1000
-
-
-@pytest.fixture(scope="module")
-def engines() -> list[SteeredEngine]:
-    return [SteeredEngine(), SteeredEngine()]
-
-
-@pytest.fixture(scope="module")
-def votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("votes") / "votes.jsonl"
-
-
-@pytest.fixture(scope="module")
-def server(engines: list[SteeredEngine], votes: Path) -> Iterator[Live]:
-    models = [served(engine, name=name) for engine, name in zip(engines, ("first", "second"), strict=True)]
-    with live(*models, page=True, votes=votes) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-        started = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def opened(browser: Any, server: Live) -> Iterator[tuple[Any, list[str]]]:
-    """The page, opened once, and every address that it asked for."""
-    page, asked = browser.new_page(viewport={"width": 1280, "height": 900}), []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(server.url)
-    page.wait_for_selector(QUESTION)
-    yield page, asked
-    page.close()
-
-
-@pytest.fixture
-def page(opened: tuple[Any, list[str]], engines: list[SteeredEngine]) -> Any:
-    """The page with an empty conversation."""
-    page = opened[0]
-    for engine in engines:
-        engine.then = answer_yes
-        engine.tickets.clear()
-    page.click("#clear")
-    page.wait_for_function("!document.querySelector('#chat-0 .message')")
-    page.fill(QUESTION, "")
-    return page
 
 
 def ask(page: Any, words: str) -> None:
@@ -103,12 +47,11 @@ def end(ticket: Ticket, reason: Any = "stop") -> None:
 
 
 def test_a_picture_is_uploaded_asked_about_and_the_answer_streams(
-    page: Any, opened: Any, engines: list[SteeredEngine], server: Live
+    page: Any, engines: list[SteeredEngine], web: Live
 ) -> None:
     data = png(3, 64, 48)
     page.set_input_files("#pictures input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": data})
-    wait_until(lambda: server.state.files.bytes)
-    page.wait_for_timeout(300)
+    page.wait_for_selector("#pictures .thumbnail")
     engines[0].then = says("A large ", "yellow")
     ask(page, "What is <here>?")
     wait_for(page, "A large yellow")
@@ -121,8 +64,7 @@ def test_a_picture_is_uploaded_asked_about_and_the_answer_streams(
     wait_until_idle(page)
     assert ticket.request.images == (data,) and ticket.request.turns[0].text == "<image>\nWhat is <here>?"
     assert page.locator("#chat-0 .shown img").count() == 1
-    elsewhere = [url for url in opened[1] if not url.startswith((server.url, "data:", "blob:"))]
-    assert not elsewhere and server.state.in_flight == 0
+    assert web.state.in_flight == 0
 
 
 def test_stop_ends_the_answer_and_keeps_what_is_written(page: Any, engines: list[SteeredEngine]) -> None:
@@ -211,27 +153,49 @@ def test_an_example_fills_in_picture_and_question(page: Any, engines: list[Steer
 
 
 def test_the_address_names_a_model_and_closing_the_page_ends_its_answer(
-    browser: Any, server: Live, engines: list[SteeredEngine]
+    chromium: Any, web: Live, engines: list[SteeredEngine]
 ) -> None:
-    page = browser.new_page(viewport={"width": 420, "height": 800})
-    page.goto(f"{server.url}/?model=second")
-    page.wait_for_function("document.querySelector('#models input')?.value == 'second'")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 420
-    engines[1].tickets.clear()
-    engines[1].then = says("Well")
-    ask(page, "Is it?")
-    wait_for(page, "Well")
-    page.close()
+    with page_of(chromium, f"{web.url}/?model=second", viewport={"width": 420, "height": 800}) as page:
+        page.wait_for_function("document.querySelector('#models input')?.value == 'second'")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        engines[1].tickets.clear()
+        engines[1].then = says("Well")
+        ask(page, "Is it?")
+        wait_for(page, "Well")
     wait_until(lambda: engines[1].tickets[0].is_cancelled)
     end(engines[1].tickets[0], "cancelled")
-    wait_until(lambda: server.state.in_flight == 0)
+    wait_until(lambda: web.state.in_flight == 0)
 
 
-def test_with_a_key_the_page_asks_for_it_first(browser: Any) -> None:
-    with live(page=True, api_key="secret-key") as locked:
-        page, asked = browser.new_page(), []
+def test_copies_have_no_invisible_characters(page: Any) -> None:
+    ask(page, "Is it <b>bold</b>?")
+    wait_for(page, "Yes.")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#chat-0 .message").first.evaluate("message => getSelection().selectAllChildren(message)")
+    page.keyboard.press("Control+c")
+    assert page.evaluate("navigator.clipboard.readText()").strip() == "Is it <b>bold</b>?"
+    page.evaluate("navigator.clipboard.writeText('')")
+    page.locator("#chat-0 button[aria-label='Copy message']").first.click()
+    page.wait_for_function("async () => await navigator.clipboard.readText() === 'Is it <b>bold</b>?'")
+
+
+def test_lists_of_choices_by_keyboard(page: Any) -> None:
+    choice, other = page.locator("#models input").nth(0), page.locator("#models input").nth(1)
+    choice.focus()
+    page.wait_for_selector("#models [role=option]")
+    page.keyboard.press("Tab")
+    assert other.evaluate("field => field === document.activeElement")
+    page.keyboard.type("sec")  # in place of what is chosen
+    shown = "[...document.querySelectorAll('#models [role=option]')].map(option => option.getAttribute('aria-label'))"
+    page.wait_for_function(f"String({shown}) === 'second'")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#models [role=option]", state="detached")
+
+
+def test_with_a_key_the_page_asks_for_it_first(chromium: Any) -> None:
+    with live(page=True, api_key="secret-key") as locked, page_of(chromium, locked.url) as page:
+        asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(locked.url)
         assert re.fullmatch(r".*/login", page.url)
         page.fill("#key", "guess")
         page.click("button")
@@ -242,4 +206,3 @@ def test_with_a_key_the_page_asks_for_it_first(browser: Any) -> None:
         ask(page, "Is it?")
         wait_for(page, "Yes.")
         assert not any("secret" in url for url in asked)
-        page.close()

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import Live, SteeredEngine, live, png, served
-from chromium import chromium, page_of
+from api_server import SteeredEngine, png, served
 from score_models import first_stage
 
 pytest.importorskip("gradio")
@@ -115,6 +114,7 @@ def test_errors_are_those_of_the_api(tab: ScoreTab, warnings: list[str]) -> None
         (("{", "small", "vqascore", "a dog", *USUAL), "no JSON"),
         ((json.dumps(outside), "small", "vqascore", "a dog", *USUAL), "lies outside of the picture"),
         ((box, "smal", "vqascore", "a dog", *USUAL), "There is no model 'smal'. Did you mean 'small'?"),
+        ((box, "<b>smal", "vqascore", "a dog", *USUAL), "There is no model '&lt;b&gt;smal'"),  # notices are HTML
         ((box, ["small"], "vqascore", "a dog", *USUAL), "model: "),
         ((box, "small", "itm", "a dog", *USUAL), "'small' has no scores of kind 'itm'"),
         ((box, "small", "vqascore", "a dog", "Yes?", "", "as usual", "", True), "has a '{}'"),
@@ -172,34 +172,28 @@ def test_the_best_are_marked_and_nothing_is_markup() -> None:
     assert "★" not in alone and "▲" not in alone and "1 pair in" in alone
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Live]:
-    with live(page=True) as running:
-        yield running
-
-
-def test_a_table_in_a_browser(server: Live, tmp_path: Path) -> None:
+def test_a_table_in_a_browser(page: Any, tmp_path: Path) -> None:
     paths = []
     for seed in (1, 2):
         paths.append(tmp_path / f"{seed}.png")
         paths[-1].write_bytes(png(seed))
-    with chromium() as browser, page_of(browser, server.url, viewport={"width": 1100, "height": 900}) as page:
-        page.get_by_role("tab", name="Scores").click()
-        page.set_input_files("#scored input[type=file]", [str(path) for path in paths])
-        page.wait_for_selector("#scored .thumbnail:nth-child(2)")
-        page.click("#score-go")
-        page.wait_for_selector("text=Give at least one picture and one text.")
-        page.fill("#score-texts textarea", "a dog\ntwo cats\na bus")
-        page.click("#score-go")
-        page.wait_for_selector("table.scores")
-        assert page.locator("table.scores td").count() == 6
-        assert page.locator("table.scores td.best").count() == 2
-        with page.expect_download() as started:
-            page.click("text=scores.csv")
-        assert started.value.suggested_filename == "scores.csv"
-        rows = list(csv.DictReader(io.StringIO(Path(started.value.path()).read_text(encoding="utf-8"))))
-        assert [row["text"] for row in rows] == ["a dog", "two cats", "a bus"] * 2
-        assert [row["image"] for row in rows] == ["1.png"] * 3 + ["2.png"] * 3
+    page.get_by_role("tab", name="Scores").click()
+    page.set_input_files("#scored input[type=file]", [str(path) for path in paths])
+    page.wait_for_selector("#scored .thumbnail:nth-child(2)")
+    page.click("#score-go")
+    page.wait_for_selector("text=Give at least one picture and one text.")
+    page.fill("#score-texts textarea", "a dog\ntwo cats\na bus")
+    page.click("#score-go")
+    page.wait_for_selector("table.scores")
+    assert page.locator("table.scores td").count() == 6
+    assert page.locator("table.scores td.best").count() == 2
+    with page.expect_download() as started:
+        page.click("text=scores.csv")
+    assert started.value.suggested_filename == "scores.csv"
+    rows = list(csv.DictReader(io.StringIO(Path(started.value.path()).read_text(encoding="utf-8"))))
+    assert [row["text"] for row in rows] == ["a dog", "two cats", "a bus"] * 2
+    assert [row["image"] for row in rows] == ["1.png"] * 3 + ["2.png"] * 3
+    page.get_by_role("tab", name="Chat").click()
 
 
 def test_without_a_model_that_scores_it_says_so(tab: ScoreTab) -> None:

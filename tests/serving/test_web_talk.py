@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from api_server import SteeredEngine, png, served
+from PIL import Image
 
 from sightbridge.cli.serve import _check_votes
 from sightbridge.config.serving import ServingSettings
 from sightbridge.errors import SettingsError
+from sightbridge.images.load import load_image
 from sightbridge.serving.api.api_error import ApiError
-from sightbridge.serving.api.app import make_state
+from sightbridge.serving.api.app import make_app, make_state
 from sightbridge.serving.api.files import StoredFile
 from sightbridge.serving.api.state import State
 from sightbridge.serving.engines.engine import QueueFull
@@ -25,6 +30,7 @@ from sightbridge.serving.engines.ticket import Ticket
 from sightbridge.serving.web.asking import write_answers
 from sightbridge.serving.web.examples import examples
 from sightbridge.serving.web.talk import Answer, AskedPicture, Talk
+from sightbridge.serving.web.thumbnails import thumbnail
 from sightbridge.serving.web.votes import Votes, check_file
 
 RED = {"bbox": [2, 2, 10, 10], "color": "red"}
@@ -165,6 +171,17 @@ def test_what_the_api_refuses_is_told_and_forgotten(question: str, settings: Any
     assert talk.exchanges[0].answers[0].text == "Yes."
 
 
+def test_marks_on_small_copies_are_as_wide_as_models_see_them() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (160, 160), "white").save(file, "PNG")
+    covered = []
+    for seen in (336, 48):
+        small = thumbnail(file.getvalue(), [{"bbox": [20, 20, 140, 140], "color": "red"}], seen)
+        pixels = np.asarray(load_image(base64.b64decode(small.split(",")[1])))
+        covered.append((pixels[..., 1] < 200).mean())
+    assert covered[1] > 3 * covered[0] > 0
+
+
 def test_a_failure_of_ours_shows_a_number_and_nothing_else() -> None:
     def fail(ticket: Ticket) -> None:
         ticket.tell(ZeroDivisionError("secret"))
@@ -291,3 +308,16 @@ def test_messages_that_are_shown_lead_back_to_their_questions() -> None:
     assert as_shown("1 < 2 & 3") == "1 < 2 & 3"
     assert exchange_at(talk, 0, 3) == 1 and exchange_at(talk, 0, [3, 0]) == 1 and exchange_at(talk, 0, 99) == -1
     assert answer_at(talk, 0, 4) == 1 and answer_at(talk, 0, "x") == 1 and answer_at(talk, 1, 4) is None
+
+
+def test_the_page_is_one_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio would build four, each of which takes as long as all of ours."""
+    pytest.importorskip("gradio")
+    from gradio.routes import App
+
+    built, create = [], App.create_app
+    monkeypatch.setattr(App, "create_app", lambda *args, **options: built.append(args) or create(*args, **options))
+    state = state_of(SteeredEngine())
+    state.shows_page = True
+    make_app(state)
+    assert len(built) == 1
