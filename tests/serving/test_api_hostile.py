@@ -18,6 +18,9 @@ import httpx
 import pytest
 from api_server import Live, data_url, error_of, image, live, png, served, text, user
 from PIL import Image
+from pydantic import ValidationError
+
+from sightbridge.serving.api.body import ChatBody, ScoreBody
 
 JSON = {"Content-Type": "application/json"}
 ODD: list[Any] = [
@@ -360,3 +363,40 @@ def test_png_helper_makes_pictures() -> None:
     """The bombs are refused for what they are, not for being no pictures."""
     image = Image.open(io.BytesIO(png_of(2, 1, zlib.compress(b"\0" + b"\1\2\3" * 2))))
     assert image.convert("RGB").getpixel((1, 0)) == (1, 2, 3) and png(1)[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "problems"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [0] * 5000}]}, 1),
+        ("/v1/chat/completions", {"messages": [user(image(regions=[{"strokes": [[]] * 5000}]))]}, 1),
+        ("/v1/chat/completions", {"messages": [user("x")], **{f"key{n}": 1 for n in range(5000)}}, 8),
+        ("/score", {"images": [0] * 4000, "texts": ["x"]}, 1),
+    ],
+)
+def test_of_many_problems_few_are_told(path: str, body: dict[str, Any], problems: int) -> None:
+    """Each would take kilobytes, and a body has room for millions."""
+    kind = ScoreBody if path == "/score" else ChatBody
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() == problems
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/score", "/worker_generate_stream"])
+def test_a_body_of_too_many_values_is_not_even_read(server: Live, path: str) -> None:
+    body = b'{"messages": [{"role": "user", "content": "x"}], "metadata": [' + b"[]," * 500_000 + b"[]]}"
+    refused = error_of(server.http.post(path, content=body, headers=JSON))
+    assert (refused["status"], refused["code"]) == (413, "too_many_values")
+
+
+def test_text_is_bounded_however_it_is_written(server: Live) -> None:
+    most = server.state.settings.max_characters
+    parts = error_of(server.ask(user(*[text("")] * (most + 2))))
+    assert (parts["status"], parts["code"]) == (413, "too_many_characters")
+    for fields in (
+        {"question_template": "{}" + "x" * most},
+        {"answer_template": "{}" * (most // 100), "texts": ["x" * 200]},
+        {"other_answer": "x" * (most + 1)},
+    ):
+        asked = {"images": [data_url()], "texts": ["x"], **fields}
+        assert error_of(server.http.post("/score", json=asked))["code"] == "too_much"

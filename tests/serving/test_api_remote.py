@@ -203,6 +203,7 @@ def test_redirects_are_checked_like_urls() -> None:
         assert refused(fetcher, "http://pics.example/to/http://inner.example/") == "remote_address"
         assert refused(fetcher, "http://pics.example/to/http://127.0.0.1/") == "remote_host"
         assert refused(fetcher, "http://pics.example/to/file:///etc/passwd") == "remote_url"
+        assert refused(fetcher, "http://pics.example/to/http://[") == "remote_url"
         assert refused(fetcher, "http://pics.example/to/" * 5 + "a.png") == "remote"
         assert set(world.connected) == {PUBLIC}
 

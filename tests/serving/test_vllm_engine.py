@@ -28,7 +28,7 @@ from sightbridge.errors import CheckpointError, DataError, SettingsError
 from sightbridge.models.vlm import VisionLanguageModel
 from sightbridge.serving.api.one_at_a_time import OneAtATime
 from sightbridge.serving.api.served import ServedModel
-from sightbridge.serving.engines.engine import EngineClosedError, QueueFull, StepError, UpstreamError
+from sightbridge.serving.engines.engine import EngineClosedError, QueueFull, UpstreamError
 from sightbridge.serving.engines.vllm_engine import VllmEngine
 from sightbridge.serving.engines.vllm_server import VllmServer
 from small_models import TOWER

@@ -54,6 +54,7 @@ def test_without_a_page_there_are_none_of_its_routes() -> None:
         "/web/gradio_api/file=pyproject.toml",
         f"/web/gradio_api/file={Path(__file__)}",
         "/web/gradio_api/file=http://127.0.0.1/",
+        "/web/gradio_api/file=https://elsewhere.example/page.html",  # the server would fetch it for anybody
         "/web/gradio_api/file=%2Fetc%2Fpasswd",
         "/web/gradio_api/file//etc/passwd",
         "/web/gradio_api/proxy=https://example.hf.space/x",
@@ -79,6 +80,7 @@ def test_no_route_gives_a_file_of_the_machine_or_more_than_the_page_needs(server
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
     status = int(answer.split(b" ", 2)[1])
     assert status in (400, 403, 404), answer[:300]
+    assert "file=" not in path or b"no such page" in answer
     assert b"root:" not in answer and b"[project]" not in answer and b"def test" not in answer
 
 
@@ -136,9 +138,17 @@ def test_the_key_opens_the_page_and_stays_out_of_the_cookie(locked: Live) -> Non
     assert right.status_code == 303 and right.headers["location"] == "/web/"
     cookie = right.headers["set-cookie"]
     assert KEY not in cookie and "HttpOnly" in cookie and "SameSite=strict" in cookie and "Path=/web" in cookie
+    assert "Secure" not in cookie  # a browser would not send it back
+    encrypted = httpx.post(f"{locked.url}/login", data={"key": KEY}, headers={"X-Forwarded-Proto": "https"})
+    assert "; Secure" in encrypted.headers["set-cookie"]
     assert locked.http.get("/web/").status_code == 200  # the client keeps it
     assert error_of(locked.http.get("/v1/models"))["status"] == 401  # it is the page's alone
     assert locked.http.get("/web/config", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+
+
+def test_those_without_a_key_can_send_a_login_and_no_more(locked: Live) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert error_of(locked.http.post("/login", content=b"a=1&" * 5000, headers=form))["status"] == 413
 
 
 @pytest.mark.parametrize("cookie", ["", "9999999999", "9999999999.00", "1.{old}", "x.{new}", "{new}0", "é.1"])
@@ -166,6 +176,20 @@ def test_a_server_that_ends_takes_no_new_pages_but_finishes_answers() -> None:
         assert error_of(server.http.get("/web/"))["status"] == 503
         engine.tickets[0].tell(ValueError("over"))
         wait_until(lambda: server.state.in_flight == 0)
+
+
+def test_no_input_makes_the_server_fetch_anything(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradio import processing_utils
+
+    fetched: list[str] = []
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", lambda url, **_: fetched.append(url))
+    file = {"path": "https://elsewhere.example/large", "meta": {"_type": "gradio.FileData"}}
+    for hidden in (file, [file], {"value": file}):
+        data = ["Hello", None, hidden, "small", "no other model", 0, 1, None, 1, None, "as it is written", ""]
+        join = {"data": data, "fn_index": _asking(server), "session_hash": "s", "event_data": None, "trigger_id": None}
+        assert server.http.post("/web/gradio_api/queue/join", json=join).status_code == 200
+        told = server.http.get("/web/gradio_api/queue/data?session_hash=s").text
+        assert '"success":false' in told and "Traceback" not in told and not fetched
 
 
 def _asking(server: Live) -> int:

@@ -16,7 +16,7 @@ class ServingSettings(Settings):
     max_images: int = Field(default=16, ge=1, description="pictures of one conversation")
     max_scored_images: int = Field(default=64, ge=1, description="pictures of one request for scores or features")
     max_regions: int = Field(default=64, ge=0, description="marks on all pictures of one request")
-    max_characters: int = Field(default=100_000, ge=1, description="all text of one request")
+    max_characters: int = Field(default=100_000, ge=1, description="all text of one request, in its templates")
     max_texts: int = Field(default=256, ge=1, description="texts of one request for scores or features")
     max_pairs: int = Field(default=4096, ge=1, description="pictures x texts of one request for scores")
     max_answers: int = Field(default=8, ge=1, description="'n' of one request")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -19,6 +20,12 @@ TEXT_FORM, OTHER_FORM = "(text)", "(other)"
 """Names of branches in the locations of errors, where no client should read them."""
 UNUSED = ("user", "metadata", "safety_identifier", "prompt_cache_key", "name", "parallel_tool_calls")
 """Fields of OpenAI's that never change an answer."""
+TOLD_UNKNOWN = 8
+"""Unknown fields of which a client is told. Each problem takes some kilobytes and there is room for millions of them in
+a body, which is why lists end at their first wrong item, too."""
+
+Item = TypeVar("Item")
+Items = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -35,7 +42,9 @@ class Body(BaseModel):
     def _leave_out_what_asks_for_nothing(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        return {name: value for name, value in fields.items() if name in cls.model_fields or _asks(name, value)}
+        known = {name: value for name, value in fields.items() if name in cls.model_fields}
+        unknown = (name for name in fields if name not in known and _asks(name, fields[name]))
+        return known | {name: fields[name] for name in islice(unknown, TOLD_UNKNOWN)}
 
 
 def _asks(name: str, value: Any) -> bool:
@@ -54,13 +63,13 @@ MAX_NUMBERS = 4096
 class RegionBody(Body):
     """A region of a picture that is to be marked: a box, an outline, or lines that somebody drew on it."""
 
-    bbox: Annotated[list[float], Field(min_length=4, max_length=4)] | None = Field(
+    bbox: Annotated[Items[float], Field(min_length=4, max_length=4)] | None = Field(
         default=None, description="left, top, right, bottom in pixels of the picture"
     )
-    polygon: Annotated[list[float], Field(min_length=6, max_length=MAX_NUMBERS)] | None = Field(
+    polygon: Annotated[Items[float], Field(min_length=6, max_length=MAX_NUMBERS)] | None = Field(
         default=None, description="x1, y1, x2, y2, ... in pixels of the picture"
     )
-    strokes: Annotated[list[Annotated[list[float], Field(min_length=2)]], Field(min_length=1)] | None = Field(
+    strokes: Annotated[Items[Annotated[Items[float], Field(min_length=2)]], Field(min_length=1)] | None = Field(
         default=None,
         description="lines drawn by hand, x1, y1, x2, y2, ... each: a scribble shows them, an arrow runs along the "
         "first from tail to tip, a triangle has its three points as corners",
@@ -100,7 +109,7 @@ class RegionBody(Body):
         return self
 
 
-Regions = Annotated[list[RegionBody], Field(max_length=1024, description="marks drawn on this picture")]
+Regions = Annotated[Items[RegionBody], Field(max_length=1024, description="marks drawn on this picture")]
 
 
 class ImageUrl(Body):
@@ -159,7 +168,7 @@ class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Part], Tag(OTHER_FORM)], Discriminator(_form)]
+    content: Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[Items[Part], Tag(OTHER_FORM)], Discriminator(_form)]
 
     @property
     def parts(self) -> list[TextPart | ImagePart | FilePart]:
@@ -181,7 +190,7 @@ class ChatBody(Body):
     """A request for ``/v1/chat/completions``."""
 
     model: str | None = Field(default=None, description="may be left out if there is only one")
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    messages: Items[Message] = Field(min_length=1, max_length=1024)
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, description="answers; each next one is drawn with the next seed")
@@ -191,7 +200,7 @@ class ChatBody(Body):
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[Items[StopText], Field(max_length=16)] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -271,13 +280,18 @@ Picture = Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[PictureBody, Tag(
 
 class _PicturesAndTexts(Body):
     model: str | None = Field(default=None, description="may be left out if there is only one")
-    images: list[Picture] = Field(default=[], max_length=4096)
-    texts: list[str] = Field(default=[], max_length=65536)
+    images: Items[Picture] = Field(default=[], max_length=4096)
+    texts: Items[str] = Field(default=[], max_length=65536)
 
     @property
     def pictures(self) -> list[PictureBody]:
         """The pictures, all in the same form."""
         return [PictureBody(url=image) if isinstance(image, str) else image for image in self.images]
+
+    @property
+    def characters(self) -> int:
+        """Of all texts."""
+        return sum(map(len, self.texts))
 
 
 class ScoreBody(_PicturesAndTexts):
@@ -299,8 +313,15 @@ class ScoreBody(_PicturesAndTexts):
         names = ("question_template", "answer_template", "other_answer", "reduction", "answer_eos")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
+    @property
+    def characters(self) -> int:
+        """Of all texts, each in the templates that the request gives."""
+        given = [text for text in (self.question_template, self.answer_template, self.other_answer) if text]
+        times = max(1, sum(text.count("{}") for text in given))
+        return sum(map(len, self.texts)) * times + len(self.texts) * sum(map(len, given))
+
 
 class FeaturesBody(_PicturesAndTexts):
     """A request for ``/features``: of pictures, of texts, or of pairs."""
 
-    names: list[str] | None = Field(default=None, max_length=16, description="only these; by default all")
+    names: Items[str] | None = Field(default=None, max_length=16, description="only these; by default all")

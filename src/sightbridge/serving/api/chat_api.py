@@ -93,7 +93,8 @@ async def read_requests(body: ChatBody, served: ServedModel, engine: AnyEngine, 
 
 def check_length(messages: list[Message], most: int) -> None:
     """Raise ``ApiError`` for more text than is taken; a tokenizer would need long for it only to find it too long."""
-    written = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+    texts = [part.text for message in messages for part in message.parts if isinstance(part, TextPart)]
+    written = sum(len(text) or 1 for text in texts)  # an empty one is a new line
     if written > most:
         raise ApiError(
             413, f"The messages have {written:,} characters; at most {most:,} are taken.", code="too_many_characters"

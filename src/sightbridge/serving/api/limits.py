@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightbridge.serving.api.api_error import ApiError
+from sightbridge.serving.api.body import MAX_NUMBERS
 from sightbridge.serving.api.page_access import LOGIN, PREFIX, has_login, is_page, is_stream
 from sightbridge.serving.api.state import State
 
@@ -27,6 +28,10 @@ BODIES = {
     f"{PREFIX}/gradio_api/queue/join": "application/json",
 }
 """What is posted where."""
+LONGEST_LOGIN = 8192
+"""Bytes of a login, the only body that is read of those who have no key."""
+MORE_VALUES = 10_000
+"""Values in a body of JSON beside numbers of regions and commas in texts; each takes some 100 bytes once it is read."""
 
 
 class Gate:
@@ -59,7 +64,8 @@ class Gate:
             return
         with state.handling():
             try:
-                body = await self._read(headers, receive)
+                body = await self._read(scope["path"], receive)
+                self._check_values(scope["path"], body)
                 await self.app(scope, _Replay(body, receive), send)
             except ApiError as error:
                 await error.response()(scope, receive, send)
@@ -84,10 +90,10 @@ class Gate:
         wanted = BODIES.get(scope["path"])
         if scope["method"] == "POST" and wanted and kind != wanted:
             raise ApiError(415, f"The body's Content-Type must be {wanted}, got '{kind[:100]}'.")
-        if (length := headers.get("content-length", "")).isdigit() and int(length[:20]) > settings.max_body_bytes:
-            raise self._too_large()
+        if (length := headers.get("content-length", "")).isdigit() and int(length[:20]) > self._most(scope["path"]):
+            raise self._too_large(scope["path"])
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read(self, path: str, receive: Receive) -> bytes:
         """The whole body."""
         settings, body = self.state.settings, bytearray()
         try:
@@ -99,8 +105,8 @@ class Gate:
                         raise ApiError(408, "The client left before its request had arrived.")
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
-                    if len(body) > settings.max_body_bytes:
-                        raise self._too_large()
+                    if len(body) > self._most(path):
+                        raise self._too_large(path)
         except TimeoutError:
             raise ApiError(408, f"The body did not arrive within {settings.body_seconds:g} s.") from None
         return bytes(body)
@@ -115,8 +121,18 @@ class Gate:
                     read += len(message.get("body", b""))
                     more = message.get("more_body", False)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"The body is larger than {self.state.settings.max_body_bytes:,} bytes.")
+    def _check_values(self, path: str, body: bytes) -> None:
+        """Refuse JSON that would take many times its size once it is read."""
+        settings = self.state.settings
+        most = settings.max_regions * MAX_NUMBERS + settings.max_characters + MORE_VALUES
+        if BODIES.get(path) == "application/json" and body.count(b",") > most:
+            raise ApiError(413, f"The body has more than {most:,} values.", code="too_many_values")
+
+    def _most(self, path: str) -> int:
+        return min(LONGEST_LOGIN if path == LOGIN else 2**63, self.state.settings.max_body_bytes)
+
+    def _too_large(self, path: str) -> ApiError:
+        return ApiError(413, f"The body is larger than {self._most(path):,} bytes.")
 
 
 class _Replay:

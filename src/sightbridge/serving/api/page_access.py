@@ -25,10 +25,11 @@ LOGIN_SECONDS = 12 * 3600
 ROUTES = re.compile(
     PREFIX
     + r"/(?:(?:assets|static|svelte)/.*|theme\.css|favicon\.ico|manifest\.json|config/?"
-    + r"|gradio_api/(?:queue/(?:join|data)|heartbeat/[^/]*|component_server/?|theme\.css|file=.*|cancel))?"
+    + r"|gradio_api/(?:queue/(?:join|data)|heartbeat/[^/]*|component_server/?|theme\.css|cancel))?"
 )
-"""Of gradio's routes those that the page needs. It has others: proxies, monitoring, an editor of the page's code, and
-uploads to files, of which there is no bound: pictures come as calls of their component (``uploads.py``)."""
+"""Of gradio's routes those that the page needs. It has others: proxies (``file=http://...`` is one too), monitoring, an
+editor of the page's code, and uploads to files, of which there is no bound: pictures come as calls of their component
+(``uploads.py``), and no file is given out."""
 STREAMS = re.compile(PREFIX + r"/gradio_api/(?:queue/data|heartbeat/[^/]*)")
 """Streams that last as long as a page is open. What is answered by them is counted where it is answered."""
 POLICY = "; ".join(
@@ -140,13 +141,14 @@ def login_routes(key: str | None) -> APIRouter:
         return _to_page(http.scope) if key is None else _form()
 
     @router.post(LOGIN)
-    async def take_key(given: str = Form("", alias="key", max_length=1000)) -> Response:
+    async def take_key(http: Request, given: str = Form("", alias="key", max_length=1000)) -> Response:
         if key is not None and not hmac.compare_digest(given.strip().encode(), key.encode()):
             return _form("That is not this server's key.", 401)
         answer = RedirectResponse(f"{PREFIX}/", 303)
         if key is not None:
             until = str(int(time.time()) + LOGIN_SECONDS)
-            answer.set_cookie(COOKIE, _sign(until, key), path=PREFIX, httponly=True, samesite="strict")
+            is_safe = http.url.scheme == "https"  # the proxy's word, or a browser would not keep it
+            answer.set_cookie(COOKIE, _sign(until, key), path=PREFIX, secure=is_safe, httponly=True, samesite="strict")
         return answer
 
     return router

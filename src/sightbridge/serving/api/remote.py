@@ -99,7 +99,7 @@ class Remote:
         async with pool.stream("GET", url, headers={"Accept": "image/*", "Accept-Encoding": "identity"}) as response:
             if response.status in (301, 302, 303, 307, 308):
                 location = {name.lower(): value for name, value in response.headers}.get(b"location", b"")
-                return urljoin(url, location.decode("latin-1"))
+                return _join(url, location.decode("latin-1"))
             if response.status != 200:
                 raise ApiError(400, f"A picture's host answers with status {response.status}.", code="remote")
             data = bytearray()
@@ -108,6 +108,13 @@ class Remote:
                 if len(data) > self.max_bytes:
                     raise ApiError(400, f"A picture is larger than {self.max_bytes:,} bytes.", code="remote")
             return bytes(data)
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise ApiError(400, f"A picture's host redirects to what is no URL: {error}.", code="remote_url") from None
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):

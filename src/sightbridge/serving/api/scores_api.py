@@ -96,11 +96,10 @@ async def find_scores(body: ScoreBody, state: State, tell: Callable[[int], None]
 
 def _check_bounds(body: ScoreBody | FeaturesBody, state: State) -> None:
     settings = state.settings
-    characters = sum(map(len, body.texts))
     for what, count, most in (
         ("texts", len(body.texts), settings.max_texts),
         ("pairs of picture and text", len(body.texts) * len(body.images), settings.max_pairs),
-        ("characters", characters, settings.max_characters),
+        ("characters", body.characters, settings.max_characters),
     ):
         if count > most:
             raise ApiError(413, f"{count:,} {what}; at most {most:,} are taken.", code="too_much")
