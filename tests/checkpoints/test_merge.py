@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from sightbridge.checkpoints import merge as merge_module
 from sightbridge.checkpoints.folder import load_model, save_model
 from sightbridge.checkpoints.merge import merge_model, merge_peft
+from sightbridge.config.generation import GenerationSettings
 from sightbridge.config.model import ModelSettings
 from sightbridge.errors import CheckpointError
 from sightbridge.generation.answer import answer
@@ -95,7 +96,7 @@ def test_a_merged_model_answers_as_the_one_with_adapters(parents, tmp_path, name
     assert merged.language_model.has_own_head == ("tied" not in name and name not in ("gpt2", "bloom"))
     assert merged.language_model.has_own_head != shares_head(merged.language_model.model)
     question = record("a", "<image>\nWhat?", images=1)
-    asked = (question.images, "What is it?")
+    asked = (question.images, "What is it?", GenerationSettings(max_new_tokens=12))
     assert answer(merged, merged_processor, *asked) == answer(model, processor, *asked)
     if not stored:
         assert {path.name for path in (tmp_path / "merged" / "language_model").iterdir()} == {
