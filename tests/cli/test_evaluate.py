@@ -70,6 +70,17 @@ def test_every_record_is_answered_measured_and_shown(
     assert "What is it, number" in page and "data:image/jpeg;base64," in page and "http://" not in page
 
 
+def test_how_pictures_and_texts_were_scored_stands_beside_the_values(workplace: Workplace, data: Path) -> None:
+    picture = str(workplace.picture)
+    row = {"id": 0, "image_0": picture, "image_1": picture, "caption_0": "a b", "caption_1": "b a"}
+    (data / "rows.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    (data / "fit.yaml").write_text("base: winoground\npath: rows.jsonl\nscore: {reduction: yes_no}\n", "utf-8")
+    assert run(workplace, data, task="fit.yaml") == 0
+    (way,) = json.loads((data / "out/results.json").read_text("utf-8"))["tasks"]["fit"]["parts"]["all"]["scored"]
+    assert (way["kind"], way["reduction"]) == ("vqascore", "yes_no") and "figure show" in way["question_template"]
+    assert "Scored by vqascore: Does this figure" in (data / "out/report.html").read_text("utf-8")
+
+
 def test_a_killed_run_goes_on_and_gives_the_same(workplace: Workplace, data: Path) -> None:
     assert run(workplace, data) == 0
     whole = lines(data)
@@ -171,7 +182,9 @@ def test_tasks_lists_all_and_tells_of_one(capsys: pytest.CaptureFixture[str]) ->
     assert "Short answer in English:" in capsys.readouterr().out
 
 
-def test_a_run_is_measured_by_tasks_while_it_trains(workplace: Workplace, data: Path, tmp_path: Path) -> None:
+def test_a_run_is_measured_by_tasks_while_it_trains(
+    workplace: Workplace, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (workplace.scenes / "questions.json").write_text((data / "questions.json").read_text("utf-8"), "utf-8")
     command = ["train", "tiny/random", *workplace.overrides, "--out", tmp_path / "run"]
     tasks = [f"evaluation.tasks=[{data / 'mine.yaml'}]", "training.best=mine/accuracy", "training.best_mode=max"]
@@ -179,6 +192,11 @@ def test_a_run_is_measured_by_tasks_while_it_trains(workplace: Workplace, data: 
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text("utf-8").splitlines()]
     evaluated = [line for line in log if line["kind"] == "evaluation"]
     assert evaluated and all("mine/accuracy" in line and "mine/relaxed_accuracy" in line for line in evaluated)
+    (workplace.scenes / "questions.json").unlink()
+    capsys.readouterr()
+    assert run_command(*command, *tasks, "--overwrite") == 1 and "missing" in capsys.readouterr().err
+    elsewhere = [f"evaluation.root={data}", "evaluation.records=1", "training.evaluate_every=3", "--overwrite"]
+    assert run_command(*command, *tasks, *elsewhere) == 0
 
 
 def test_tasks_that_a_run_cannot_be_measured_by(

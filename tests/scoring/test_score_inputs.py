@@ -54,7 +54,7 @@ def test_frames_of_a_video_are_pictures(tmp_path: Path) -> None:
     assert scores.images[1].endswith("frame 2 of 3")
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "cut", "text", "folder", "npy", "pillow", "url", "thin"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "cut", "text", "folder", "npy", "pillow", "url", "thin", "none"])
 def test_a_broken_picture_is_named_before_anything_is_computed(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +78,8 @@ def test_a_broken_picture_is_named_before_anything_is_computed(
         source = Image.open(io.BytesIO(encoded.getvalue()[:2000]))
     elif kind == "url":
         source = "http://example.org/bad.png"
+    elif kind == "none":
+        source = None
     elif kind == "thin":
         Image.new("RGB", (30_000, 1)).save(bad)
     backend = backend_of("llama")
@@ -231,6 +233,7 @@ def test_a_quantised_language_model_scores(workplace: Workplace, tmp_path: Path,
         ("a.jsonl", "\n\n", "holds no pairs"),
         ("a.txt", "x", r"\.csv"),
         ("a.csv", b"image,text\n\xff\xfe,a\n", "cannot be read"),
+        ("a.csv", "image,text\nx.png,a dog, sitting\n", "line 2: has more fields"),
     ],
 )
 def test_broken_pair_files_are_told_with_their_line(

@@ -104,6 +104,9 @@ def test_options_are_ranked_per_question(tmp_path: Path) -> None:
             assert ranking.best == sample["options"][int(alone.argmax())]
     with pytest.raises(DataError, match="sample 1: has no question"):
         rank_options(scorer, [{"image": pictures[0], "options": ["a"]}])
+    for options in ([], "yes"):
+        with pytest.raises(DataError, match="sample 1: expected a list of options"):
+            rank_options(scorer, [{"image": pictures[0], "question": "Is it?", "options": options}])
     with pytest.raises(SettingsError, match="kind 'options'"):
         rank_options(Scorer(backend_of("itm")), samples)
 

@@ -115,7 +115,8 @@ def _read_tasks(recipe: Recipe) -> list[Work]:
                 key="evaluation.tasks",
             )
     parts = [part for task in tasks for part in task.parts()]
-    return read_work(parts, Path(recipe.data.root).expanduser(), recipe.evaluation.records)
+    data = Path(recipe.evaluation.root or recipe.data.root).expanduser()
+    return read_work(parts, data, recipe.evaluation.records)
 
 
 def _train_chain(loaded: LoadedRecipe, folder: Path, overwrite: bool, resume: bool) -> None:

@@ -23,8 +23,11 @@ class EvaluationSettings(Settings):
     )
     tasks: list[str] = Field(
         default_factory=list,
-        description="benchmarks as 'sightbridge tasks' lists them, their files in data.root; also values for "
+        description="benchmarks as 'sightbridge tasks' lists them, their files in 'root'; also values for "
         "training.best, such as xgqa/accuracy and xgqa/de/accuracy",
+    )
+    root: str | None = Field(
+        default=None, description="the folder that the files of tasks are in; data.root if it is not given"
     )
     records: int = Field(
         default=500, ge=1, description="answer the first so many validation records, and so many of each part of a task"

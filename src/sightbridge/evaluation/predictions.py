@@ -2,7 +2,7 @@
 
     OUT/run.json                       what was asked of whom: model, tasks with every setting
     OUT/predictions/xgqa/de.jsonl      {"id", "images", "prompt", "answer", "truths", "language", "meta"} or "error";
-                                       of what is compared {"id", "images", "texts", "scores", "meta"};
+                                       of what is compared {"id", "images", "texts", "scores", "scored", "meta"};
                                        of retrieval {"id", "images", "texts", "text_rank", "image_ranks"}
     OUT/results.json, OUT/report.html  made of these alone
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
@@ -68,6 +69,7 @@ class _Answer(_Line):
 class _Match(_Line):
     texts: list[str]
     scores: list[list[float]]
+    scored: dict[str, Any] = {}
 
 
 class _Ranks(_Line):
@@ -135,13 +137,19 @@ def marked_pictures(line: dict[str, Any], anchor: int = ANCHOR) -> Iterator[Imag
             yield drawing(record, place).on(image, anchor)
 
 
-def match_line(item: Comparison, scores: Sequence[Sequence[float]] | None, error: str | None = None) -> dict[str, Any]:
-    """What is kept of a comparison and its scores, a list per picture with one for every text."""
+def match_line(
+    item: Comparison,
+    scores: Sequence[Sequence[float]] | None,
+    error: str | None = None,
+    scored: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What is kept of a comparison and its scores, a list per picture with one for every text; ``scored`` says how."""
     line = {
         "id": item.id,
         "images": [str(image) for image in item.images],
         "texts": list(item.texts),
         "scores": scores,
+        "scored": dict(scored),
         "meta": {key: item.meta[key] for key in KEPT_META if key in item.meta},
     }
     return line | ({"error": error} if error else {})

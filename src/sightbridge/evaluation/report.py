@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ def _section(task: Task, results: dict[str, Any], out: Path) -> dict[str, Any]:
     examples = _examples(task, measured[0].split("/")[0] if measured else None, out)
     return {
         "name": task.name,
+        "answers": task.settings.kind == "answers",
         "task": results,
         "measured": measured,
         "rows": rows,
@@ -78,6 +80,9 @@ def _notes(results: dict[str, Any]) -> Iterator[str]:
         yield f"{errors} records have no answer; their lines say why."
     if without:
         yield f"{without} records have no true answer to be compared with."
+    for way in {json.dumps(way): way for part in results["parts"].values() for way in part["scored"]}.values():
+        words = ": {question_template} {answer_template} ({reduction})".format_map(way) if "reduction" in way else ""
+        yield f"Scored by {way['kind']}{words}."
     if judges := sorted({judge for part in results["parts"].values() for judge in part["judges"]}):
         yield f"Judged by {', '.join(judges)}."
 

@@ -84,6 +84,7 @@ def _part_results(part: Part, out: Path) -> dict[str, Any]:
         "errors": errors,
         "without_truth": unmeasured,
         "judges": sorted({grade.judge for grade in read_grades(part, out)}),
+        "scored": read_scored(part, out),
         "values": _measured(part.task.settings.metrics, rows),
         "types": {
             name: {"records": len(own), "values": _measured(part.task.settings.metrics, own)}
@@ -93,7 +94,11 @@ def _part_results(part: Part, out: Path) -> dict[str, Any]:
 
 
 def group(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by language, type of answer, type of question and tag, each only where there are several, not too many."""
+    """Rows by language, type of answer, type of question and tag, each only where there are several, not too many.
+
+    A type that is called like a tag has the records of this type alone: in ViP-Bench "ocr" is every question that needs
+    to read, whatever else it needs, and "ocr alone" those that need nothing else.
+    """
     languages, types, questions, tags = (defaultdict[str, list[Row]](list) for _ in range(4))
     for row in rows:
         languages[row.language].append(row)
@@ -102,6 +107,7 @@ def group(rows: Sequence[Row]) -> dict[str, list[Row]]:
             questions[str(row.meta["question_type"])].append(row)
         for tag in row.meta.get("tags", ()):
             tags[str(tag)].append(row)
+    types = {f"{name} alone" if name in tags else name: own for name, own in types.items()}
     several = [groups for groups in (languages, types, questions, tags) if 1 < len(groups) <= MOST_TYPES]
     return {name: groups[name] for groups in several for name in sorted(groups)}
 
@@ -123,6 +129,12 @@ def read_rows(part: Part, out: Path) -> tuple[list[Row], int, int]:
             row = to_row(line, clean)
             rows.append(replace(row, meta=row.meta | {"grades": grades[row.id]}) if row.id in grades else row)
     return rows, errors, unmeasured
+
+
+def read_scored(part: Part, out: Path) -> list[dict[str, Any]]:
+    """How the pictures and texts of a part were scored: kind of score, templates, reduction; each way once."""
+    ways = [line["scored"] for line in read_lines(files_of(part, out)) if line.get("scored")]
+    return list({json.dumps(way, sort_keys=True): way for way in ways}.values())
 
 
 def _measured(metrics: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:

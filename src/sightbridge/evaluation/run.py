@@ -45,6 +45,8 @@ from sightbridge.scoring.pictures import Pictures, find_pictures
 from sightbridge.scoring.scorer import Scorer
 
 RUN = "run.json"
+HOW_SCORED = ("kind", "question_template", "answer_template", "reduction", "answer_eos", "version")
+"""What is kept of a score's description, in every line."""
 SHOWN = 3
 """So many of the missing files are named in a message."""
 
@@ -269,7 +271,10 @@ def matching(scorer: Scorer) -> Callable[[Part, Sequence[Comparison]], Iterable[
                 return [match_line(items[0], None, str(error))]
             return chain.from_iterable(lines(part, [item]) for item in items)
         scores = iter(found.tolist())
-        return [match_line(item, [[next(scores) for _ in item.texts] for _ in item.images]) for item in items]
+        tables = [[[next(scores) for _ in item.texts] for _ in item.images] for item in items]
+        described = scorer.backend.changed(**part.task.settings.score).describe()
+        how = {name: described[name] for name in HOW_SCORED if name in described}
+        return [match_line(item, table, scored=how) for item, table in zip(items, tables, strict=True)]
 
     return lines
 

@@ -52,6 +52,8 @@ def rank_options(scorer: Scorer, samples: Sequence[Mapping[str, Any]]) -> list[R
     for number, sample in enumerate(samples, start=1):
         if missing := [name for name in ("image", "question", "options") if name not in sample]:
             raise DataError(f"sample {number}: has no {missing[0]}; expected image, question and options")
+        if isinstance(sample["options"], str) or not sample["options"]:
+            raise DataError(f"sample {number}: expected a list of options, got {sample['options']!r}")
         found = find_pictures([sample["image"]], scorer.frames)
         if len(found) != 1:
             raise DataError(f"sample {number}: is about {len(found)} pictures; expected one")

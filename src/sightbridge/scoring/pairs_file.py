@@ -52,6 +52,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if missing := [name for name in ("image", "text") if name not in (reader.fieldnames or ())]:
             raise DataError(f"{path}: its first line names no column '{missing[0]}'; expected 'image' and 'text'")
         for row in reader:
+            if None in row:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: has more fields than the first line names columns; a text with "
+                    "commas stands in quotation marks"
+                )
             yield reader.line_num, row
 
 

@@ -53,11 +53,15 @@ def find_pictures(given: Sequence[ImageSource], frames: int = 8) -> list[Picture
 
     A ``.npy`` file holds pixels (H, W, 3) in the order blue, green, red, as OpenCV and t2v_metrics keep them.
 
-    Raises ``ImageError`` for a folder without pictures and for a ``.npy`` file that cannot be read, and
+    Raises ``ImageError`` for what is no picture, a folder without pictures, a ``.npy`` file that cannot be read, and
     ``SettingsError`` for a video if PyAV is missing.
     """
     found: list[Picture] = []
     for source in given:
+        if not isinstance(source, ImageSource):
+            raise ImageError(
+                f"{source!r} is no picture: expected a file, bytes, a Pillow picture or an array of pixels."
+            )
         path = Path(source) if isinstance(source, str | Path) and not str(source).startswith("data:") else None
         if path is None:
             found.append(Picture(describe_source(source), source))
