@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,18 @@ def test_no_input_makes_the_server_fetch_anything(server: Live, monkeypatch: pyt
         assert server.http.post("/web/gradio_api/queue/join", json=join).status_code == 200
         told = server.http.get("/web/gradio_api/queue/data?session_hash=s").text
         assert '"success":false' in told and "Traceback" not in told and not fetched
+
+
+@pytest.mark.parametrize("tail", [b"", b"\r\n--B\r\nnonsense", b"\r\n--B\r\nContent-Disposition: form-data\r\n\r\n"])
+def test_a_damaged_upload_leaves_no_file(
+    server: Live, tail: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    head = b'--B\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=B"}
+    refused = server.http.post("/web/gradio_api/component_server/", content=head + b"x" * 1000 + tail, headers=kind)
+    assert refused.status_code in (400, 500) and "Traceback" not in refused.text
+    assert not list(tmp_path.iterdir())
 
 
 def _asking(server: Live) -> int:

@@ -257,6 +257,10 @@ def test_a_vote_is_a_line_without_pictures(tmp_path: Path) -> None:
     assert said["pictures"][0]["regions"] == [RED] and len(said["pictures"][0]["sha256"]) == 64
     assert "base64" not in file.read_text() and one["settings"] == {"temperature": 0.0}
     assert file.stat().st_mode & 0o077 == 0
+    with pytest.raises(ApiError, match="20 votes"):
+        for _ in range(19):
+            votes.add("upvote", talk, 0, [1], None)
+    assert len(file.read_text().splitlines()) == 20
     with pytest.raises(SettingsError, match="--votes"):
         check_file(tmp_path / "missing" / "votes.jsonl")
     with pytest.raises(SettingsError, match="is for the web page"):

@@ -28,8 +28,8 @@ BODIES = {
     f"{PREFIX}/gradio_api/queue/join": "application/json",
 }
 """What is posted where."""
-LONGEST_LOGIN = 8192
-"""Bytes of a login, the only body that is read of those who have no key."""
+SHORT_BODIES = {LOGIN: 2**13, f"{PREFIX}/gradio_api/queue/join": 2**22}
+"""Bytes of bodies that hold no pictures: a login, which is read of those who have no key; an event of the page."""
 MORE_VALUES = 10_000
 """Values in a body of JSON beside numbers of regions and commas in texts; each takes some 100 bytes once it is read."""
 
@@ -129,7 +129,8 @@ class Gate:
             raise ApiError(413, f"The body has more than {most:,} values.", code="too_many_values")
 
     def _most(self, path: str) -> int:
-        return min(LONGEST_LOGIN if path == LOGIN else 2**63, self.state.settings.max_body_bytes)
+        most = self.state.settings.max_body_bytes
+        return min(SHORT_BODIES.get(path, most), most)
 
     def _too_large(self, path: str) -> ApiError:
         return ApiError(413, f"The body is larger than {self._most(path):,} bytes.")

@@ -35,6 +35,9 @@ def mount_page(app: FastAPI, state: State) -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     import gradio as gr
 
+    from sightbridge.serving.web.tidy_uploads import use_tidy_parser
+
+    use_tidy_parser()
     app.include_router(login_routes(state.api_key))
     with _one_application():
         blocks = make_blocks(state)

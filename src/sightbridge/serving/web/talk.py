@@ -91,7 +91,7 @@ class Exchange:
     """A question with the pictures that came with it, how it was asked, and an answer of each side.
 
     ``words``: the question as models read it, with the words for marks. Later questions are asked with these, since
-    marks may come and go.
+    marks may come and go. ``votes``: how many were written down.
     """
 
     question: str
@@ -99,6 +99,7 @@ class Exchange:
     settings: dict[str, Any] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
     words: str = ""
+    votes: int = 0
 
     def answer(self, side: int) -> Answer | None:
         """The side's answer; of a question that one model alone was asked, that one's."""

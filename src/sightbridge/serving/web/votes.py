@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from sightbridge.errors import SettingsError
+from sightbridge.serving.api.api_error import ApiError
 from sightbridge.serving.web.talk import Talk
 
 ONE = {"Like": "upvote", "Dislike": "downvote", "Flag": "flag"}
 """Votes on one answer, by what the page calls them. LLaVA's page writes the same words."""
 TWO = {"Left is better": "leftvote", "Right is better": "rightvote", "Tie": "tievote", "Both are bad": "bothbad_vote"}
 """Votes on two answers to one question, in FastChat's words."""
+
+
+MOST = 20
+"""Votes on one question, as each repeats the conversation: a disk is not filled by clicks."""
 
 
 class Votes:
@@ -30,8 +35,14 @@ class Votes:
         self.file = file
 
     def add(self, kind: str, talk: Talk, question: int, sides: list[int], client: str | None) -> dict[str, Any]:
-        """Write down a vote of this ``kind`` on a question of a talk, up to which the conversation is kept."""
+        """Write down a vote of this ``kind`` on a question of a talk, up to which the conversation is kept.
+
+        Raises ``ApiError`` for more votes on a question than a person who is of two minds gives.
+        """
         asked, said = talk.exchanges[question], talk.exchanges[: question + 1]
+        if asked.votes >= MOST:
+            raise ApiError(429, f"There are {MOST} votes on this question already.", code="too_many_votes")
+        asked.votes += 1
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "tstamp": round(time.time(), 3),
