@@ -143,10 +143,9 @@ def serve(
     served = [
         load(folder, called, sources, settings, loading, bounds) for folder, called in zip(models, names, strict=True)
     ]
-    _tell_addresses(names, host, taken.getsockname()[1], shows_page, no_web)
     state = make_state(served, settings, key)
     state.shows_page, state.votes, state.speaks_llava = shows_page, votes, llava_protocol
-    run_server(state, taken)
+    run_server(state, taken, partial(_tell_addresses, names, host, taken.getsockname()[1], shows_page, no_web))
 
 
 def _tell_addresses(names: list[str], host: str, port: int, shows_page: bool, no_web: bool) -> None:

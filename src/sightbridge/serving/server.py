@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -41,10 +42,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run_server(state: State, port: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what was begun. A second signal ends at once."""
+def run_server(state: State, port: socket.socket, tell: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what was begun. A second signal ends at once.
+
+    ``tell`` is called as soon as requests are taken.
+    """
     log_to_stderr()
-    server = _Server(state, make_app(state))
+    server = _Server(state, make_app(state), tell)
     try:
         server.run(sockets=[port])
     finally:
@@ -58,7 +62,7 @@ class _Server(uvicorn.Server):
     uvicorn itself would close its port first, so that a load balancer sees errors where it should see 503.
     """
 
-    def __init__(self, state: State, app: object) -> None:
+    def __init__(self, state: State, app: object, tell: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
             log_config=None,
@@ -69,7 +73,14 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self._state = state
+        self._tell = tell
         self._draining_since = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port, and tell."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; or, asked a second time, end."""
