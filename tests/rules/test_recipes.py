@@ -34,11 +34,10 @@ CONFIGS: dict[str, Any] = {
 """What the hub says of the models that recipes name, as far as shapes go."""
 
 
-def ordinary_recipes() -> list[str]:
-    return [name for name in recipe_names() if isinstance(read_recipe(name).recipe, Recipe)]
+ORDINARY = [name for name in recipe_names() if isinstance(read_recipe(name).recipe, Recipe)]
 
 
-@pytest.mark.parametrize("name", ordinary_recipes())
+@pytest.mark.parametrize("name", ORDINARY)
 def test_settings_fit_one_another(name: str) -> None:
     recipe = read_recipe(name).recipe
     assert isinstance(recipe, Recipe)
@@ -49,7 +48,7 @@ def test_settings_fit_one_another(name: str) -> None:
         get_reader(source.format)
 
 
-@pytest.mark.parametrize("name", [name for name in ordinary_recipes() if name.startswith("blip2/")])
+@pytest.mark.parametrize("name", [name for name in ORDINARY if name.startswith("blip2/")])
 def test_blip2_recipes_have_the_shapes_of_the_real_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.AutoConfig, "from_pretrained", lambda source, **_: copy.deepcopy(CONFIGS[source]))
     recipe = read_recipe(name).recipe
