@@ -38,27 +38,33 @@ def test_losses_are_those_of_before(recipe: str, scenes: Path, tmp_path: Path) -
     TWINS.compare(recipe, scenes, tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def pretrained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViP-LLaVA's first stage, and its projector in a file beside the model."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    TWINS.run("tiny/vip-llava-pretrain", scenes, run)
+    export_mm_projector(run / "model", run / "mm_projector.bin")
+    return run
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_model(run / "model")[0].state_dict()
 
 
 def test_a_second_stage_begins_alike_with_the_firsts_folder_and_with_its_projector_file(
-    scenes: Path, tmp_path: Path
+    scenes: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     """And leaves the tower alone, whose five layers it reads."""
-    TWINS.run("tiny/vip-llava-pretrain", scenes, tmp_path / "first")
-    file = tmp_path / "mm_projector.bin"
-    export_mm_projector(tmp_path / "first" / "model", file)
-    starts = {"folder": tmp_path / "first" / "model", "file": file}
+    starts = {"folder": pretrained / "model", "file": pretrained / "mm_projector.bin"}
     lists = [
         TWINS.run("tiny/vip-llava-stage2", scenes, tmp_path / name, f"training.init_from={start}")
         for name, start in starts.items()
     ]
     assert lists[0] == lists[1] != TWINS.run("tiny/vip-llava-stage2", scenes, tmp_path / "random")
-    first, second = weights(tmp_path / "first"), weights(tmp_path / "file")
+    first, second = weights(pretrained), weights(tmp_path / "file")
     changed = {name.split(".")[0] for name, weight in second.items() if not torch.equal(weight, first[name])}
     assert changed == {"connector", "language_model"}
-    assert not (tmp_path / "first" / "model" / "language_model.safetensors").exists()
+    assert not (pretrained / "model" / "language_model.safetensors").exists()
 
 
 def kill_after(step: int, folder: Path) -> None:
@@ -69,14 +75,15 @@ def kill_after(step: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["tiny/llava-pretrain", "tiny/vip-llava-stage2-lora", "tiny/vip-llava-stage2"])
-def test_a_killed_run_goes_on_to_the_last_bit(recipe: str, scenes: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_last_bit(recipe: str, scenes: Path, pretrained: Path, tmp_path: Path) -> None:
     """The projector alone, which the original cannot resume; adapters with dropout beside a projector; everything."""
-    first = "tiny/llava-pretrain" if recipe == "tiny/llava-pretrain" else "tiny/vip-llava-pretrain"
-    TWINS.run(first, scenes, tmp_path / "first")
-    export_mm_projector(tmp_path / "first" / "model", tmp_path / "mm_projector.bin")
-    changes = (f"training.init_from={tmp_path / 'mm_projector.bin'}", "training.save_every=2")
+    if recipe == "tiny/llava-pretrain":
+        TWINS.run(recipe, scenes, tmp_path / "first")
+        export_mm_projector(tmp_path / "first" / "model", tmp_path / "first" / "mm_projector.bin")
+    first = tmp_path / "first" if recipe == "tiny/llava-pretrain" else pretrained
+    changes = (f"training.init_from={first / 'mm_projector.bin'}", "training.save_every=2")
     straight = TWINS.run(recipe, scenes, tmp_path / "straight", *changes)
-    TWINS.run(recipe, scenes, tmp_path / "killed", *changes)
+    shutil.copytree(tmp_path / "straight", tmp_path / "killed")
     kill_after(4, tmp_path / "killed")
     assert TWINS.run(recipe, scenes, tmp_path / "killed", *changes, resume=True) == straight
     one, other = weights(tmp_path / "straight"), weights(tmp_path / "killed")
