@@ -25,12 +25,19 @@ class Server:
         self.words: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.status = 200
+        self.refusals: list[int] = []
+        """Statuses of the first responses, each of which asks to come again after so many seconds as there are left."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
+                if outer.refusals:
+                    self.send_response(outer.refusals.pop(0))
+                    self.send_header("Retry-After", str(len(outer.refusals)))
+                    self.end_headers()
+                    return
                 said = {"choices": [{"message": {"content": outer.words.pop(0) if outer.words else "0.5"}}]}
                 self.send_response(outer.status)
                 self.end_headers()
@@ -74,6 +81,18 @@ def test_the_first_word_is_the_grade(said: str, grade: float | None) -> None:
     assert read_grade(said) == grade
 
 
+def test_a_busy_judge_is_asked_again_when_it_says(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("sightbridge.evaluation.judge.time.sleep", waited.append)
+    server.refusals, server.words = [429, 503, 429], ["0.4"]
+    assert Judge(server.url, "m").grade("q", "a", "b") == (0.4, "0.4")
+    assert waited == [2, 1, 0]
+    server.refusals = [429] * 100
+    with pytest.raises(SettingsError, match="429"):
+        Judge(server.url, "m").grade("q", "a", "b")
+    assert len(server.refusals) == 94 and max(waited) == 60
+
+
 def test_a_judge_that_says_no_number_is_asked_again_warmer(server: Server) -> None:
     server.words = ["well", "hm", "0.3"]
     assert Judge(server.url, "m", "secret").grade("q", "a<OR>b", "c") == (0.3, "0.3")
@@ -105,8 +124,8 @@ def test_a_judge_that_cannot_be_asked(server: Server, part: Part, tmp_path: Path
         Judge("file:///etc/passwd", "m")
     with pytest.raises(SettingsError, match="cannot be asked"):
         Judge("http://127.0.0.1:9/v1", "m").grade("q", "a", "c")
-    server.status = 429
-    with pytest.raises(SettingsError, match="refused with status 429"):
+    server.status = 403
+    with pytest.raises(SettingsError, match="refused with status 403"):
         Judge(server.url, "m").grade("q", "a", "c")
     with pytest.raises(DataError, match="no answers"):
         judge_part(part, tmp_path, Judge(server.url, "m"))

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -30,6 +32,11 @@ WARMER = 0.5
 LAST_WORDS = "Predict the correctness of the answer (digit): "
 TIMEOUT = 120.0
 """Seconds that the server may take for one grade."""
+BUSY = (429, 503)
+PATIENCE = 6
+"""So often a server that is busy is asked; then the call ends, and the next one goes on from there."""
+LONGEST_WAIT = 60.0
+"""Seconds between two tries, whatever the server's ``Retry-After`` says."""
 INSTRUCTION = """Grade how right an answer to a question about a picture is, from 0.0 (wrong) to 1.0 (right), in steps \
 of 0.1. In a true answer, <AND> joins parts that all have to be there, <OR> joins alternatives of which one is enough. \
 Extra words do not matter unless they contradict the true answer. Reply with the grade alone.
@@ -104,7 +111,7 @@ class Judge:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         request = Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            with urlopen(request, timeout=TIMEOUT) as response:
+            with _open_patiently(request) as response:
                 said = str(json.load(response)["choices"][0]["message"]["content"] or "")
             return said.encode(errors="replace").decode()  # half a character, as \ud83d alone, cannot be kept
         except HTTPError as error:
@@ -114,6 +121,20 @@ class Judge:
             raise SettingsError(f"{self.url}: its answer is not one of OpenAI's chat protocol") from error
         except (OSError, HTTPException) as error:
             raise SettingsError(f"{self.url}: cannot be asked ({error})") from error
+
+
+def _open_patiently(request: Request) -> Any:
+    """The server's response; one that is busy is asked again when it says, or after 1, 2, 4, ... seconds."""
+    for attempt in range(PATIENCE - 1):
+        try:
+            return urlopen(request, timeout=TIMEOUT)
+        except HTTPError as error:
+            if error.code not in BUSY:
+                raise
+            told = error.headers.get("Retry-After", "")
+            error.close()
+            time.sleep(min(float(told) if told.isdecimal() else 2.0**attempt, LONGEST_WAIT))
+    return urlopen(request, timeout=TIMEOUT)
 
 
 def read_grade(said: str) -> float | None:
