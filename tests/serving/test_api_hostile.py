@@ -400,3 +400,10 @@ def test_text_is_bounded_however_it_is_written(server: Live) -> None:
     ):
         asked = {"images": [data_url()], "texts": ["x"], **fields}
         assert error_of(server.http.post("/score", json=asked))["code"] == "too_much"
+
+
+@pytest.mark.parametrize("fields", [{"texts": ["x " * 9000]}, {"question_template": "{}" + " x" * 9000}])
+def test_a_row_of_scores_is_bounded(server: Live, fields: dict[str, Any]) -> None:
+    """Its attention would take the square of its length, for every row of a batch."""
+    refused = error_of(server.http.post("/score", json={"images": [data_url()], "texts": ["x"], **fields}))
+    assert refused["status"] == 400 and "1,024 are scored" in refused["message"]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sightbridge.data.marks import Drawing
 from sightbridge.data.processor import Processor
 from sightbridge.data.qformer_processor import QFormerProcessor
-from sightbridge.errors import SettingsError, nearest
+from sightbridge.errors import DataError, SettingsError, nearest
 from sightbridge.evaluation.features import first_stage_features
 from sightbridge.generation.chat import takes_system, tells_turns_apart
 from sightbridge.models.input_embeddings import InputEmbeddings
@@ -29,6 +29,8 @@ BATCH = 16
 """Pictures or texts that go through a model together when it scores, or gives features."""
 
 
+LONGEST_SCORED = 1024
+"""Tokens of a text that is scored, in its template: a batch of such rows is about what a picture's positions take."""
 PAIRS = 64
 """Pairs that are scored in one piece: so long the answers of the same model wait, and so much is done for nobody."""
 
@@ -118,6 +120,7 @@ class ServedModel:
         Raises ``DataError`` or ``SettingsError`` for what cannot be scored so.
         """
         scorer = Scorer(self._backend(kind), self.name, batch_size=BATCH)
+        self._check_lengths(texts, settings)
         anchor, step = scorer.backend.image_settings.anchor, max(1, PAIRS // len(texts))
         table, done = ScoreTable([], [], {}), 0
         for group in batched(pictures, step):
@@ -154,6 +157,21 @@ class ServedModel:
         self.work.close()
         if self.engine is not None:
             self.engine.close(drain, timeout)
+
+    def _check_lengths(self, texts: Sequence[str], settings: dict[str, Any]) -> None:
+        """Raise ``DataError`` for a text whose row would be too long: memory grows with its square, for a whole batch.
+
+        CLIP and models of the first stage cut texts off themselves.
+        """
+        if not isinstance(self.processor, Processor):
+            return
+        templates = [value for name, value in settings.items() if name.endswith("_template") and value]
+        others = [value for value in [settings.get("other_answer")] if value]
+        for written in [*(template.replace("{}", text) for text in texts for template in [*templates, "{}"]), *others]:
+            if (length := len(self.processor.tokenizer(written, add_special_tokens=False).input_ids)) > LONGEST_SCORED:
+                raise DataError(
+                    f"a text has {length:,} tokens with its template; at most {LONGEST_SCORED:,} are scored"
+                )
 
     def _use_model(self, work: Callable[[], Scores]) -> Scores:
         """Only one thread may use a model at a time, and where there is an engine that is the engine's."""
