@@ -30,7 +30,7 @@ BATCH = 16
 
 
 LONGEST_SCORED = 1024
-"""Tokens of a text that is scored, in its template: a batch of such rows is about what a picture's positions take."""
+"""Tokens of a text in its template: longer rows, ``BATCH`` of them at a time, could take all memory."""
 PAIRS = 64
 """Pairs that are scored in one piece: so long the answers of the same model wait, and so much is done for nobody."""
 
@@ -251,7 +251,7 @@ def names_for(folders: Sequence[str], given: Sequence[str]) -> list[str]:
     Raises ``SettingsError`` for names that are not one for each, or twice the same.
     """
     if len(given) not in (0, len(folders)):
-        raise SettingsError(f"--name: {len(given)} names for {len(folders)} models; give none, or one for each")
+        raise SettingsError(f"--name: names given: {len(given)}, models: {len(folders)}; give none, or one for each")
     names = list(given) or [_own_name(folder) for folder in folders]
     for name in names:
         if names.count(name) > 1:
