@@ -28,4 +28,4 @@ class TidyParser(GradioMultiPartParser):
 
 def use_tidy_parser() -> None:
     """Let gradio's routes read forms with it."""
-    routes.GradioMultiPartParser = TidyParser
+    routes.GradioMultiPartParser = TidyParser  # pyright: ignore[reportPrivateImportUsage]
