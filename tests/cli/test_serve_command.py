@@ -139,7 +139,7 @@ def test_a_trained_model_answers_as_ask_does_and_ends_without_loss(
         (["MODEL", "--api-key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
         (["MODEL", "--api-key-env", "PATH", "--without-key"], "exclude each other"),
         (["MODEL", "MODEL"], "two models would be called"),
-        (["MODEL", "--name", "a", "--name", "b"], "2 names for 1 models"),
+        (["MODEL", "--name", "a", "--name", "b"], "names given: 2, models: 1"),
         (["MODEL", "--limit", "max_token=5"], "Did you mean 'max_tokens'?"),
         (["MODEL", "--limit", "max_tokens=0"], "at least 1"),
         (["MODEL", "--limit", "max_tokens"], "KEY=NUMBER"),

@@ -127,6 +127,7 @@ def test_without_the_key_there_is_a_login_and_nothing_else(locked: Live) -> None
         assert locked.http.get(path).headers["location"] == "/login"
     for path in ("/web/config", "/web/gradio_api/info", "/web/gradio_api/heartbeat/x", "/web/theme.css"):
         assert error_of(locked.http.get(path))["code"] == "invalid_api_key"
+    assert locked.http.get("/?model=a%20b").headers["location"] == "/login?model=a%20b"
     form = locked.http.get("/login")
     assert form.status_code == 200 and 'type="password"' in form.text and KEY not in form.text
     assert "frame-ancestors 'none'" in form.headers["content-security-policy"]
@@ -143,6 +144,8 @@ def test_the_key_opens_the_page_and_stays_out_of_the_cookie(locked: Live) -> Non
     encrypted = httpx.post(f"{locked.url}/login", data={"key": KEY}, headers={"X-Forwarded-Proto": "https"})
     assert "; Secure" in encrypted.headers["set-cookie"]
     assert locked.http.get("/web/").status_code == 200  # the client keeps it
+    asked = locked.http.post("/login?model=a%20b", data={"key": KEY})
+    assert asked.headers["location"] == "/web/?model=a%20b"
     assert error_of(locked.http.get("/v1/models"))["status"] == 401  # it is the page's alone
     assert locked.http.get("/web/config", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
 

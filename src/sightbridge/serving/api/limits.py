@@ -7,12 +7,11 @@ import contextlib
 import hmac
 
 from starlette.datastructures import Headers
-from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightbridge.serving.api.api_error import ApiError
 from sightbridge.serving.api.body import MAX_NUMBERS
-from sightbridge.serving.api.page_access import LOGIN, PREFIX, has_login, is_page, is_stream
+from sightbridge.serving.api.page_access import LOGIN, PREFIX, has_login, is_page, is_stream, redirect
 from sightbridge.serving.api.state import State
 
 OPEN_PATHS = ("/healthz",)
@@ -56,7 +55,7 @@ class Gate:
         except ApiError as error:
             await self._discard(receive)
             asks_page = state.shows_page and scope["path"] in ("/", PREFIX, f"{PREFIX}/")
-            response = RedirectResponse(LOGIN, 303) if asks_page and error.status == 401 else error.response()
+            response = redirect(LOGIN, scope) if asks_page and error.status == 401 else error.response()
             await response(scope, receive, send)
             return
         if is_stream(scope["path"]):

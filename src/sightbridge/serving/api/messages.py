@@ -130,7 +130,8 @@ def _read_words(text: str, marks: Sequence[Mark]) -> str:
     if not marks and (found := PLACEHOLDER.search(text)):
         raise ApiError(
             400,
-            f"The text says '{found[0]}', but no picture up to this message has 'regions': give some beside its URL.",
+            f"The text says '{found[0]}', but nothing is marked on a picture up to this message: give 'regions' "
+            "beside its URL; on the page, draw on it.",
             code="no_region",
         )
     return point_at(as_text(text), marks)

@@ -69,7 +69,7 @@ class PageGuard:
             await self.app(scope, receive, send)
             return
         if scope["path"] == PREFIX:
-            await _to_page(scope)(scope, receive, send)
+            await redirect(f"{PREFIX}/", scope)(scope, receive, send)
             return
         headers = Headers(scope=scope)
         refused = None
@@ -130,7 +130,7 @@ def login_routes(key: str | None) -> APIRouter:
 
     @router.get("/")
     async def to_page(http: Request) -> Response:
-        return _to_page(http.scope)
+        return redirect(f"{PREFIX}/", http.scope)
 
     @router.get("/favicon.ico")
     async def icon() -> Response:
@@ -138,13 +138,13 @@ def login_routes(key: str | None) -> APIRouter:
 
     @router.get(LOGIN)
     async def ask_for_key(http: Request) -> Response:
-        return _to_page(http.scope) if key is None else _form()
+        return redirect(f"{PREFIX}/", http.scope) if key is None else _form()
 
     @router.post(LOGIN)
     async def take_key(http: Request, given: str = Form("", alias="key", max_length=1000)) -> Response:
         if key is not None and not hmac.compare_digest(given.strip().encode(), key.encode()):
             return _form("That is not this server's key.", 401)
-        answer = RedirectResponse(f"{PREFIX}/", 303)
+        answer = redirect(f"{PREFIX}/", http.scope)
         if key is not None:
             until = str(int(time.time()) + LOGIN_SECONDS)
             is_safe = http.url.scheme == "https"  # the proxy's word, or a browser would not keep it
@@ -154,10 +154,10 @@ def login_routes(key: str | None) -> APIRouter:
     return router
 
 
-def _to_page(scope: Scope) -> Response:
-    """To the page, with what stands behind the ``?``, such as a model's name."""
+def redirect(path: str, scope: Scope) -> Response:
+    """To another path, with what stands behind the ``?`` of this one, such as a model's name."""
     asked = scope["query_string"].decode("latin-1")
-    return RedirectResponse(f"{PREFIX}/?{asked}" if asked else f"{PREFIX}/")
+    return RedirectResponse(f"{path}?{asked}" if asked else path, 303)
 
 
 def _sign(until: str, key: str) -> str:
