@@ -27,7 +27,7 @@ def test_to_transformers_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixt
     assert AutoConfig.from_pretrained(tmp_path / "hf").text_config.vocab_size == 901
     assert (tmp_path / "hf" / "README.md").is_file()
     wrong = {
-        ("--to", "hff"): "unknown target 'hff'. Known: hf, lavis, llava, paddle, adapter, projector, mm_projector.",
+        ("--to", "hff"): "unknown target 'hff'. Known: hf, lavis, llava, paddle, adapter, language_model, projector",
         ("--to", "hf", "--dtype", "half"): "--dtype: unknown type 'half'. Known: float32, float16, bfloat16.",
         ("--to", "hf", "--source", "tower"): "--source: expected PART=FOLDER",
         ("--to", "hf", "--source", "vision_tower=x"): "'vision_tower' is not a referenced part",

@@ -233,7 +233,7 @@ def test_models_are_listed(server: Live) -> None:
         ({"frequency_penalty": 1.5}, 422, "frequency_penalty", "Extra inputs"),
         ({"tools": [{"type": "function"}]}, 422, "tools", "Extra inputs"),
         ({"messages": [user("word " * 3000)]}, 400, None, "positions"),
-        ({"messages": [user(text("<bbox>?"), image())]}, 400, None, "nothing is marked on a picture up to this message"),
+        ({"messages": [user(text("<bbox>?"), image())]}, 400, None, "nothing is marked on a picture"),
         ({"messages": [user("\ud800")]}, 400, None, "half a character"),
         ({"model": "\ud800"}, 404, "model", "There is no model '?'"),
         ({"messages": [user(image(b"no picture"))]}, 400, None, "not a picture"),

@@ -136,7 +136,7 @@ def test_two_models_side_by_side_and_votes(page: Any, engines: list[SteeredEngin
 
 def test_errors_are_the_apis_and_the_question_comes_back(page: Any, engines: list[SteeredEngine]) -> None:
     ask(page, "What is <bbox>?")
-    page.locator("#chat-0 .failed", has_text="but no picture up to this message has 'regions'").wait_for()
+    page.locator("#chat-0 .failed", has_text="but nothing is marked on a picture").wait_for()
     wait_until_idle(page)
     assert page.input_value(QUESTION) == "What is <bbox>?" and not engines[0].tickets
     ask(page, "What is it?")
