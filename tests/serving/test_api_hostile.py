@@ -174,23 +174,23 @@ def saved(format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-BOMBS = {
-    "wide header": png_of(60_000, 60_000, zlib.compress(b"\0" * 1000)),
-    "largest header": png_of(2**31 - 1, 2**31 - 1, b""),
-    "no pixels": png_of(0, 0, b""),
-    "zlib bomb": png_of(900, 900, zlib.compress(b"\0" * 200_000_000, 9)),
-    "text bomb": png_of(9, 9, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 200_000_000, 9))),
-    "icc bomb": png_of(9, 9, b"", chunk(b"iCCP", b"a\0\0" + zlib.compress(b"a" * 100_000_000, 9))),
-    "thin": png_of(1_000_000, 1, zlib.compress(b"\0" * 3_000_001)),
-    "many frames": saved(
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "wide header": lambda: png_of(60_000, 60_000, zlib.compress(b"\0" * 1000)),
+    "largest header": lambda: png_of(2**31 - 1, 2**31 - 1, b""),
+    "no pixels": lambda: png_of(0, 0, b""),
+    "zlib bomb": lambda: png_of(900, 900, zlib.compress(b"\0" * 200_000_000, 9)),
+    "text bomb": lambda: png_of(9, 9, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 200_000_000, 9))),
+    "icc bomb": lambda: png_of(9, 9, b"", chunk(b"iCCP", b"a\0\0" + zlib.compress(b"a" * 100_000_000, 9))),
+    "thin": lambda: png_of(1_000_000, 1, zlib.compress(b"\0" * 3_000_001)),
+    "many frames": lambda: saved(
         "GIF", save_all=True, append_images=[Image.new("RGB", (60, 40), (n, 0, 0)) for n in range(99)]
     ),
-    "tiff of a huge offset": b"II*\0\xff\xff\xff\xff",
-    "ppm of a huge size": b"P6 100000 100000 255\n",
-    "bmp of a negative size": b"BM" + struct.pack("<IHHIIiiHH", 99, 0, 0, 54, 40, -5, -5, 1, 24) + b"\0" * 30,
-    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
-    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
-    "zeros": b"\0" * 1000,
+    "tiff of a huge offset": lambda: b"II*\0\xff\xff\xff\xff",
+    "ppm of a huge size": lambda: b"P6 100000 100000 255\n",
+    "bmp of a negative size": lambda: b"BM" + struct.pack("<IHHIIiiHH", 99, 0, 0, 54, 40, -5, -5, 1, 24) + b"\0" * 30,
+    "svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+    "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
+    "zeros": lambda: b"\0" * 1000,
 }
 
 
@@ -200,12 +200,12 @@ HARMLESS = ("many frames", "zlib bomb")
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs(server: Live, name: str) -> None:
-    request = {"messages": [user(image(BOMBS[name]), text("What is it?"))]}
+    bomb = BOMBS[name]()
+    request = {"messages": [user(image(bomb), text("What is it?"))]}
     status = send(server, "/v1/chat/completions", json.dumps(request).encode()).status_code
     assert status == (200 if name in HARMLESS else 400)
     if name != "thin":  # which opens, but is no shape that a model can see
-        file = io.BytesIO(BOMBS[name])
-        assert server.http.post("/v1/files", files={"file": ("x.png", file)}).status_code == status
+        assert server.http.post("/v1/files", files={"file": ("x.png", io.BytesIO(bomb))}).status_code == status
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
